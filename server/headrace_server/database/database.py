@@ -1,0 +1,121 @@
+"""Opens the database, brings its tables up to date, and gives out transactions.
+
+SQLite (WAL, one writer) is the embedded default.  Knows no table by name.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from headrace_server.errors import CannotStart, StorageFull
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_SECONDS = 30
+
+
+class Database:
+    """Transactions on one database, whose tables are those of this release.
+
+    Writers of one process take turns; readers see the last committed state and wait for nobody.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, url: str) -> "Database":
+        """Connect and bring the tables up to date.
+
+        Raises CannotStart when the database cannot be reached or was written by a newer release.
+        """
+        try:
+            engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise CannotStart(f"database.url {url!r} cannot be used: {error}") from error
+        if engine.dialect.name == "sqlite":
+            event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(_migrate)
+                await connection.commit()
+        except (OperationalError, DBAPIError) as error:
+            await engine.dispose()
+            raise CannotStart(f"the database {engine.url.render_as_string()} cannot be used: {error.orig}") from error
+        except BaseException:
+            await engine.dispose()
+            raise
+        return cls(engine)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading."""
+        async with self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction: committed, and durable, when the block ends well; rolled back when it raises.
+
+        Raises StorageFull when the disk has no room for it.
+        """
+        try:
+            if not self._is_sqlite:
+                async with self._engine.begin() as connection:
+                    yield connection
+                return
+            async with self._turn, self._engine.connect() as connection:
+                await connection.execution_options(headrace_writes=True)
+                async with connection.begin():
+                    yield connection
+        except OperationalError as error:
+            if "disk is full" in str(error.orig):
+                raise StorageFull(0) from error
+            raise
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions by itself; `_begin_sqlite` does
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # what was answered survives a power cut
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later can fail at once with "database is locked"; take the lock first.
+    writes = connection.get_execution_options().get("headrace_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _migrate(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    script = ScriptDirectory.from_config(config)
+    present = MigrationContext.configure(connection).get_current_revision()
+    known = {revision.revision for revision in script.walk_revisions()}
+    if present is not None and present not in known:
+        raise CannotStart(
+            f"the database was written by a newer release (revision {present}; this release knows up to "
+            f"{script.get_current_head()}): install that release, or open another data folder"
+        )
+    command.upgrade(config, "head")

@@ -1,0 +1,249 @@
+"""Every setting of the server: one typed, frozen tree, and where each value came from.
+
+Later sources win: defaults, then a TOML file, then the environment (`HEADRACE_TRAINING__QUEUE_LIMIT=10`), then the
+command line (`--set training.queue_limit=10`).  An unknown key in any of them is an error that names it.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headrace_server.errors import CannotStart
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ServerSettings(_Section):
+    """The public port."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
+    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="Largest message in either direction.")
+    max_concurrent_calls: int = Field(8192, ge=1, description="Calls under way, streams included; more are refused.")
+    drain_seconds: float = Field(30, ge=0, description="How long calls in flight may take to finish on shutdown.")
+    pre_stop_seconds: float = Field(
+        0, ge=0, description="Wait between readiness turning false and refusing calls, for load balancers to notice."
+    )
+    heartbeat_seconds: float = Field(15, gt=0, description="Period of heartbeats on quiet streams.")
+
+
+class DatabaseSettings(_Section):
+    """Where jobs, journals, data sets and models are recorded."""
+
+    url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder.")
+
+
+class TrainingSettings(_Section):
+    """Jobs and their workers."""
+
+    queue_limit: int = Field(1000, ge=1, description="Jobs that may wait; more are refused with QUEUE_FULL.")
+    max_running_jobs: int = Field(1, ge=1, description="Jobs that train at the same time.")
+    heartbeat_seconds: float = Field(1, gt=0, description="Period of a worker's sign of life.")
+    lease_seconds: float = Field(4, gt=0, description="A worker that is silent this long is replaced.")
+    attach_seconds: float = Field(60, gt=0, description="How long a new worker may take to attach.")
+    cancel_grace_seconds: float = Field(20, ge=0, description="How long a graceful end may take before a kill.")
+    restart_backoff_seconds: float = Field(0.5, ge=0, description="Wait before the first replacement; doubles, to 30 s.")
+    on_shutdown: Literal["suspend", "detach"] = Field(
+        "suspend",
+        description="On shutdown, workers checkpoint and end (suspend) or train on and re-attach later (detach).",
+    )
+    detached_seconds: float = Field(600, gt=0, description="How long a worker trains on with no server to report to.")
+    keep_events: int = Field(100_000, ge=100, description="Events kept of each job; the oldest steps go first.")
+    keep_log_lines: int = Field(20_000, ge=100, description="Log lines kept of each job; the oldest go first.")
+
+
+class DatasetSettings(_Section):
+    """What may be stored as a data set."""
+
+    roots: tuple[Path, ...] = Field((), description="Folders below which RegisterDataset may read; none when empty.")
+    max_upload_bytes: int = Field(4 * GIB, ge=1, description="Largest content of one version.")
+    max_unpacked_bytes: int = Field(16 * GIB, ge=1, description="Most that an archive may unpack to.")
+    max_archive_entries: int = Field(1_000_000, ge=1, description="Most files in an archive.")
+
+
+class ModelSettings(_Section):
+    """What is served."""
+
+    max_upload_bytes: int = Field(4 * GIB, ge=1, description="Largest model file.")
+    serve: dict[str, Path] = Field({}, description="Models to register and load at start: name = file or folder.")
+
+
+class InferenceSettings(_Section):
+    """How predictions are batched and bounded."""
+
+    max_batch_rows: int = Field(64, ge=1, description="Most rows computed together.")
+    max_batch_bytes: int = Field(64 * MIB, ge=1, description="Most input bytes computed together.")
+    max_delay_seconds: float = Field(0, ge=0, le=10, description="How long a batch may wait for company; 0: never.")
+    max_waiting_rows: int = Field(4096, ge=1, description="Rows that may wait for one model; more are refused.")
+    max_waiting_bytes: int = Field(256 * MIB, ge=1, description="Input bytes that may wait for one model.")
+    max_loaded_versions: int = Field(16, ge=1, description="Versions kept loaded; the least recently used leave.")
+    lanes_per_model: int = Field(1, ge=1, le=64, description="Threads that run one model.")
+    threads_per_lane: int = Field(1, ge=1, le=256, description="Threads inside one run of a model.")
+    load_seconds: float = Field(120, gt=0, description="How long loading one version may take.")
+
+
+class TelemetrySettings(_Section):
+    """Logs and metrics."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is written.")
+    log_format: Literal["json", "console"] = Field("json", description="One JSON object a line, or text for people.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus endpoint.")
+    metrics_port: int = Field(9464, ge=-1, le=65535, description="Its port; 0 lets the system choose, -1 turns it off.")
+
+
+class Settings(_Section):
+    """Every setting of the server."""
+
+    data: Path = Field(Path(".headrace"), description="The folder that holds everything the server keeps.")
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    training: TrainingSettings = TrainingSettings()
+    datasets: DatasetSettings = DatasetSettings()
+    models: ModelSettings = ModelSettings()
+    inference: InferenceSettings = InferenceSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value with its origin, for people."""
+
+    key: str
+    value: Any
+    source: str
+    """"default", the path of the file, "HEADRACE_…", or "command line"."""
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings and where each came from."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    """By dotted key; keys that are not here have their default."""
+
+    def explain(self) -> list[Setting]:
+        """Every setting in the order of the tree."""
+        return [
+            Setting(key, value, self.sources.get(key, "default"), description)
+            for key, value, description in _leaves(self.settings)
+        ]
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    argv: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Merge all sources.  `argv` maps dotted keys to values, text or typed.
+
+    Raises CannotStart, which names every key that is unknown or has a bad value, and its source.
+    """
+    sources: dict[str, str] = {}
+    tree: dict[str, Any] = {}
+    if file is not None:
+        for key, value in _flatten(_read_file(file)):
+            _place(tree, sources, key, value, str(file))
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith("HEADRACE_"):
+            key = name.removeprefix("HEADRACE_").lower().replace("__", ".")
+            _place(tree, sources, key, _parse(key, text), name)
+    for key, value in (argv or {}).items():
+        _place(tree, sources, key, _parse(key, value) if isinstance(value, str) else value, "command line")
+    try:
+        return Loaded(Settings.model_validate(tree), sources)
+    except ValidationError as error:
+        raise CannotStart(_describe(error, sources)) from error
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CannotStart(f"the configuration file {file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CannotStart(f"the configuration file {file} is not TOML: {error}") from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and dotted != "models.serve":
+            yield from _flatten(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def _place(tree: dict[str, Any], sources: dict[str, str], key: str, value: Any, source: str) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        branch = tree.setdefault(section, {})
+        if not isinstance(branch, dict):
+            raise CannotStart(f"unknown setting {key} (from {source})")
+        tree = branch
+    tree[leaf] = value
+    sources[key] = source
+
+
+def _parse(key: str, text: str) -> Any:
+    """Read a list or a table from text that looks like JSON or `a,b` / `name=value,…`; pydantic reads the rest."""
+    if key == "models.serve":
+        return _parse_pairs(text)
+    if key == "datasets.roots":
+        return [part for part in text.split(os.pathsep) if part]
+    return text
+
+
+def _parse_pairs(text: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, path = part.partition("=")
+        if not equals or not name or not path:
+            raise CannotStart(f"models.serve: {part!r} is not NAME=PATH")
+        pairs[name.strip()] = path.strip()
+    return pairs
+
+
+def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, _Section):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, field.description or ""
+
+
+def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        source = next((source for known, source in sources.items() if key == known or key.startswith(f"{known}.")), "?")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {key} (from {source})")
+        else:
+            lines.append(f"{key} = {problem['input']!r} (from {source}): {problem['msg']}")
+    return "\n".join(lines)
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """Read `--set key=value` arguments.  Raises CannotStart for one without an equals sign."""
+    values: dict[str, str] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise CannotStart(f"--set {assignment!r} is not KEY=VALUE")
+        values[key.strip()] = value
+    return values
+
+

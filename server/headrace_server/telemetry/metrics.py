@@ -1,0 +1,103 @@
+"""Every metric on one page: name, unit, labels, meaning.
+
+Labels hold models, versions, trainers, states and reasons; never ids, and never text that a caller made up.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# Small models answer in a fraction of a millisecond; the default buckets would put all of them into the first one.
+LATENCY_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
+)  # fmt: skip
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+JOB_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600, 168 * 3600)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own, so that two servers can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        # Calls (gRPC).
+        self.calls = Counter(
+            "headrace_calls", "Calls that ended, by method and status code.", ["method", "code"], registry=registry
+        )
+        self.call_seconds = Histogram(
+            "headrace_call_duration_seconds", "From the first byte of a call to its status, by method.",
+            ["method"], buckets=LATENCY_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.calls_in_flight = Gauge("headrace_calls_in_flight", "Calls under way, streams included.", registry=registry)
+        self.internal_errors = Counter(
+            "headrace_internal_errors", "Faults of the server itself, which callers saw as INTERNAL.", registry=registry
+        )
+
+        # Predictions.
+        self.predictions = Counter(
+            "headrace_predictions", "Predictions that ended, by outcome: ok, or the reason of the error.",
+            ["model", "version", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.queue_seconds = Histogram(
+            "headrace_queue_duration_seconds", "From admission until its batch began to be assembled.",
+            ["model", "version"], buckets=LATENCY_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.compute_seconds = Histogram(
+            "headrace_compute_duration_seconds", "One run of a model on one batch.",
+            ["model", "version"], buckets=LATENCY_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.batch_rows = Histogram(
+            "headrace_batch_rows", "Rows in a batch.", ["model", "version"], buckets=ROWS, registry=registry
+        )
+        self.batches = Counter(
+            "headrace_batch_dispatch", "Batches, by why they closed: full, idle, delay, drain.",
+            ["model", "version", "reason"], registry=registry,
+        )  # fmt: skip
+        self.waiting_rows = Gauge(
+            "headrace_waiting_rows", "Rows that wait to be computed.", ["model", "version"], registry=registry
+        )
+        self.shed = Counter(
+            "headrace_shed", "Predictions not computed: no_permit, expired, left.",
+            ["model", "version", "reason"], registry=registry,
+        )  # fmt: skip
+        self.loaded_versions = Gauge("headrace_loaded_versions", "Model versions in memory.", registry=registry)
+        self.load_seconds = Histogram(
+            "headrace_model_load_duration_seconds", "Loading and warming up one version, by backend.",
+            ["backend"], buckets=LATENCY_SECONDS, registry=registry,
+        )  # fmt: skip
+
+        # Training.
+        self.jobs = Counter(
+            "training_jobs", "Jobs that reached a terminal state, by trainer and state.",
+            ["framework", "status"], registry=registry,
+        )  # fmt: skip
+        self.job_seconds = Histogram(
+            "training_duration_seconds", "From the first worker of a job to its end, by trainer and state.",
+            ["framework", "status"], buckets=JOB_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.active_jobs = Gauge("active_training_jobs", "Jobs that have a worker.", registry=registry)
+        self.queued_jobs = Gauge("headrace_queued_jobs", "Jobs that wait for their turn.", registry=registry)
+        self.job_queue_seconds = Histogram(
+            "headrace_job_queue_duration_seconds", "From admission to the first worker.",
+            buckets=(*LATENCY_SECONDS, *JOB_SECONDS[4:]), registry=registry,
+        )  # fmt: skip
+        self.worker_restarts = Counter(
+            "headrace_worker_restarts", "Workers that were lost and replaced, by cause: died, silent, fenced.",
+            ["cause"], registry=registry,
+        )  # fmt: skip
+        self.progress_lag_seconds = Histogram(
+            "headrace_progress_lag_seconds", "From an event in the worker until it is durable here.",
+            buckets=LATENCY_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.journal_appends = Counter(
+            "headrace_journal_entries", "Entries appended, by stream: events, logs.", ["stream"], registry=registry
+        )
+        self.journal_readers = Gauge("headrace_journal_readers", "Streams that follow a job.", ["stream"], registry=registry)
+        self.stream_resumes = Counter(
+            "headrace_stream_resumes", "Streams that began after a cursor.", ["stream"], registry=registry
+        )
+
+        # Storage.
+        self.stored_bytes = Counter(
+            "headrace_stored_bytes", "Bytes written to the store, by kind: dataset, model, checkpoint.",
+            ["kind"], registry=registry,
+        )  # fmt: skip

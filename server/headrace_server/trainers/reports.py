@@ -1,0 +1,116 @@
+"""What a trainer process and its agent say to each other: one JSON object a line.  Knows no torch.
+
+Reports go up on the file descriptor that the job file names, commands come down on standard input.  Standard output
+and error carry only text for people.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StepCompleted(_Line):
+    """Training steps were done; figures cover the time since the report before."""
+
+    kind: Literal["step_completed"] = "step_completed"
+    step: int
+    """Optimizer steps so far, counted from 1."""
+    epoch: int
+    """Counted from 1."""
+    fraction: float
+    loss: float
+    metrics: dict[str, float] = {}
+    learning_rate: float
+    samples_per_second: float
+    step_seconds: dict[str, float] = {}
+    """Mean seconds of one step by part: "data", "forward", "backward", "optimizer"."""
+    remaining_seconds: float | None = None
+
+
+class EvaluationCompleted(_Line):
+    """Held-out rows were evaluated."""
+
+    kind: Literal["evaluation_completed"] = "evaluation_completed"
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    is_best: bool
+    num_rows: int
+
+
+class PhaseChanged(_Line):
+    """The worker turned to another activity; the contract lists the phases."""
+
+    kind: Literal["phase_changed"] = "phase_changed"
+    phase: str
+
+
+class WarningRaised(_Line):
+    """Something deserves attention; the job goes on."""
+
+    kind: Literal["warning_raised"] = "warning_raised"
+    code: str
+    """UPPER_SNAKE_CASE."""
+    message: str
+
+
+class CheckpointWritten(_Line):
+    """A complete checkpoint lies in a local folder; the agent publishes it, then removes the folder."""
+
+    kind: Literal["checkpoint_written"] = "checkpoint_written"
+    folder: str
+    step: int
+    is_best: bool
+
+
+class ExportWritten(_Line):
+    """The exported programs lie in a local folder with `export.json` (an ExportManifest)."""
+
+    kind: Literal["export_written"] = "export_written"
+    folder: str
+
+
+class Failed(_Line):
+    """The trainer cannot go on, and trying again would not help.  Its last report."""
+
+    kind: Literal["failed"] = "failed"
+    error: str
+    """The name of the error's type."""
+    message: str
+
+
+class Stopped(_Line):
+    """The trainer has stopped as it was told to; its last checkpoint was reported before.  Its last report."""
+
+    kind: Literal["stopped"] = "stopped"
+
+
+class Finished(_Line):
+    """Everything is done and reported.  Its last report."""
+
+    kind: Literal["finished"] = "finished"
+
+
+TrainerReport = Annotated[
+    StepCompleted
+    | EvaluationCompleted
+    | PhaseChanged
+    | WarningRaised
+    | CheckpointWritten
+    | ExportWritten
+    | Failed
+    | Stopped
+    | Finished,
+    Field(discriminator="kind"),
+]
+TRAINER_REPORT: TypeAdapter[TrainerReport] = TypeAdapter(TrainerReport)
+
+
+class StopCommand(_Line):
+    """Finish the step, write a checkpoint, say Stopped, exit."""
+
+    command: Literal["stop"] = "stop"

@@ -1,0 +1,25 @@
+"""What a job was asked to do, complete and frozen: the form in which it is stored and handed to its worker."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from headrace_server.trainers.recipe import Recipe
+
+
+class TrainingSpec(BaseModel):
+    """Everything that decides what a training does, with every default filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    """`datasets/{dataset}/versions/{version}`: frozen when the job is admitted."""
+    dataset_digest: str
+    trainer: str
+    parameters: dict[str, Any]
+    """As the family's own Parameters model dumps them."""
+    model: str
+    """`models/{model}`: what the result becomes a version of."""
+    recipe: Recipe
+    priority: int = Field(0, ge=-100, le=100)
+    max_restarts: int = Field(3, ge=0, le=100)
