@@ -1,0 +1,1 @@
+"""Where bytes live: whole objects under keys."""
