@@ -1,0 +1,1 @@
+"""Trains networks over images, each of one class."""

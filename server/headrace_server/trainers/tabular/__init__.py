@@ -1,0 +1,1 @@
+"""Trains networks over the columns of tables."""
