@@ -1,10 +1,10 @@
 """The states of a job and the only ways between them.
 
-    QUEUED → PREPARING → RUNNING → FINALIZING → SUCCEEDED
-    QUEUED → CANCELLED
-    any live state → CANCELLING → CANCELLED
-    any live state → FAILED
-    PREPARING, RUNNING, FINALIZING → RECOVERING → PREPARING
+QUEUED → PREPARING → RUNNING → FINALIZING → SUCCEEDED
+QUEUED → CANCELLED
+any live state → CANCELLING → CANCELLED
+any live state → FAILED
+PREPARING, RUNNING, FINALIZING → RECOVERING → PREPARING
 """
 
 from enum import StrEnum
