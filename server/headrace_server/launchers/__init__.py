@@ -1,0 +1,1 @@
+"""Where agents run, behind one protocol: started apart from the server, ended for certain."""

@@ -1,0 +1,39 @@
+"""Starts the agents of jobs and makes sure that they are gone.  Knows nothing of what an agent does."""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class CannotLaunch(Exception):  # noqa: N818 - named by the fact, as everywhere in the house
+    """An agent could not be started; trying again may help.  Internal: it never reaches a caller."""
+
+
+class CannotKill(Exception):  # noqa: N818
+    """Processes of an attempt are still there although they were killed, for example in an unending disk access.
+
+    Internal: it never reaches a caller.  Calling `kill` again is the cure.
+    """
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__(f"killed, but still there: {', '.join(map(str, pids))}")
+        self.pids = pids
+
+
+class Launcher(Protocol):
+    """Where agents run."""
+
+    async def launch(self, job: str, attempt: int, folder: Path) -> None:
+        """Start `python -m headrace_server.worker <folder>`; the folder holds its `assignment.json`.
+
+        Returns once the agent's process exists; whether it attaches is seen elsewhere.  Raises CannotLaunch.
+        """
+        ...
+
+    async def kill(self, job: str, attempt: int, folder: Path, trainer_pid: int) -> int:
+        """Make sure that the agent, its trainer and all that either has started are gone.
+
+        Also those that a server before this one has launched.  `trainer_pid` is the trainer's process group as the
+        agent last named it; 0 when it never did.  Returns how many processes had to be killed; 0 when all were gone.
+        Raises CannotKill when some survive that.
+        """
+        ...

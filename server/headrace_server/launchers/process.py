@@ -1,0 +1,140 @@
+"""Agents as processes on this machine, which live on when the server goes.
+
+Knows nothing of what an agent does.  An agent is started by exec, never forked from the running server, in a session of
+its own, with a clean environment and no open file of the server's.  Its folder holds `agent.pid` (who it is) and
+`agent.log` (what it wrote, which the agent itself keeps short).
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import structlog
+
+from headrace_server.launchers.launcher import CannotLaunch, Launcher
+from headrace_server.launchers.processes import (
+    MARK,
+    descendants,
+    find_marked,
+    find_session,
+    kill_until_gone,
+    recall,
+    record,
+)
+
+AGENT_COMMAND = (sys.executable, "-P", "-m", "headrace_server.worker")
+AGENT_PID_FILE = "agent.pid"
+TRAINER_PID_FILE = "trainer.pid"
+AGENT_LOG_FILE = "agent.log"
+
+_PASSED_ON = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ"})
+_PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_")
+
+log = structlog.get_logger()
+
+
+class _AgentProcess(subprocess.Popen[bytes]):
+    """A child that may outlive us, which is no leak."""
+
+    def __del__(self) -> None:
+        """Say nothing: `Popen` would warn that the process still runs, which is the point of it."""
+
+
+class ProcessLauncher(Launcher):
+    """See the module.  `environment` is what the server runs with; only harmless parts of it are passed on."""
+
+    def __init__(self, command: Sequence[str] = AGENT_COMMAND, environment: Mapping[str, str] | None = None) -> None:
+        self._command = tuple(command)
+        self._environment = clean_environment(os.environ if environment is None else environment)
+        self._children: dict[int, _AgentProcess] = {}  # by the descriptor that tells of their end
+
+    async def launch(self, job: str, attempt: int, folder: Path) -> None:
+        """Start an agent.  A call that is cancelled leaves none behind that `kill` would not find."""
+        spawning = asyncio.get_running_loop().run_in_executor(None, self._spawn, folder)
+        try:
+            process = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            self._watch(await spawning)
+            raise
+        except OSError as error:
+            raise CannotLaunch(f"the agent of {job} cannot be started: {error}") from error
+        self._watch(process)
+        log.info("launcher.agent_started", job=job, attempt=attempt, pid=process.pid)
+
+    async def kill(self, job: str, attempt: int, folder: Path, trainer_pid: int) -> int:
+        """Kill the agent, its trainer and all that either has started, wherever they have moved to."""
+        num_killed = await asyncio.to_thread(_kill, folder, trainer_pid)
+        if num_killed:
+            log.warning("launcher.killed", job=job, attempt=attempt, processes=num_killed)
+        return num_killed
+
+    async def close(self) -> None:
+        """Let go of the agents, which live on."""
+        for descriptor in list(self._children):
+            self._unwatch(descriptor)
+
+    def _spawn(self, folder: Path) -> _AgentProcess:
+        folder = folder.resolve()
+        with (folder / AGENT_LOG_FILE).open("ab") as output:
+            process = _AgentProcess(
+                [*self._command, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env={**self._environment, MARK: str(folder)},
+                start_new_session=True,
+                close_fds=True,
+            )
+        try:
+            record(folder / AGENT_PID_FILE, process.pid)
+        except OSError:
+            # Without its record only the mark finds it, which is one thread too few to hang a process on.
+            process.kill()
+            process.wait()
+            raise
+        return process
+
+    def _watch(self, process: _AgentProcess) -> None:
+        """Take note of the process's end as soon as it comes, so that no zombie stays, without a thread that waits."""
+        descriptor = os.pidfd_open(process.pid)
+        self._children[descriptor] = process
+        asyncio.get_running_loop().add_reader(descriptor, self._reap, descriptor)
+
+    def _reap(self, descriptor: int) -> None:
+        process = self._children[descriptor]
+        if process.poll() is not None:
+            log.info("launcher.agent_ended", pid=process.pid, exit_code=process.returncode)
+            self._unwatch(descriptor)
+
+    def _unwatch(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+        del self._children[descriptor]
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What agents and trainers inherit: where programs and libraries lie, the language, and how to use devices.
+
+    Neither the server's settings nor anybody's credentials.
+    """
+    kept = {
+        name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+
+
+def _kill(folder: Path, trainer_pid: int) -> int:
+    folder = folder.resolve()
+
+    def find() -> set[psutil.Process]:
+        agent, trainer = recall(folder / AGENT_PID_FILE), recall(folder / TRAINER_PID_FILE)
+        roots = {process for process in (agent, trainer) if process is not None}
+        session = find_session(trainer_pid, trainer, folder)
+        return descendants(roots | session | find_marked(folder)) - {psutil.Process()}
+
+    return kill_until_gone(find)
