@@ -1,0 +1,1 @@
+"""What jobs train on: named, immutable, checked contents."""

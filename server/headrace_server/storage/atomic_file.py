@@ -22,8 +22,7 @@ class AtomicFile:
     """One new file, written under a temporary name in `drafts`, then renamed to `target`, which it replaces.
 
     `drafts` must be on the file system of `target`.  The temporary file is locked while its writer lives; see
-    `remove_dead_drafts`.  Nothing happens on disk before the first write, and whatever happens, `discard` must be called
-    in the end.
+    `remove_dead_drafts`.  Nothing happens on disk before the first write.  Call `discard` in the end in any case.
     """
 
     def __init__(self, target: Path, drafts: Path) -> None:

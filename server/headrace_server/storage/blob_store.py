@@ -22,8 +22,8 @@ class Blob:
 class BlobStore(Protocol):
     """Whole objects under keys.  An object appears at once and complete, or not at all; writing a key replaces it.
 
-    Every method may raise StorageFull or OSError of the backend, and ValueError for what is not a key.  No key may be the
-    folder of another.  Reading a missing key raises KeyError.
+    Every method may raise StorageFull or OSError of the backend, and ValueError for what is not a key.  No key may be
+    the folder of another.  Reading a missing key raises KeyError.
     """
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> Blob:
