@@ -1,8 +1,8 @@
 """Finds processes again, and kills them for certain.  Knows nothing of what they do.
 
 A pid says little: it is given to somebody else once its process is gone.  So a process is recorded with the moment of
-its birth, and everything that is started for one attempt carries a mark in its environment, which children inherit, also
-those that leave their parents' group and session.
+its birth, and everything that is started for one attempt carries a mark in its environment.  Children inherit the mark,
+also those that leave their parents' group and session.
 
 Blocks: everything here is meant for a thread.
 """
