@@ -39,8 +39,8 @@ class AtomicFile:
         with self._lock:
             self._write(pieces)
 
-    def publish(self, mode: int = 0o444) -> tuple[int, str]:
-        """Make everything durable and let the file appear; returns its size in bytes and its digest.
+    def publish(self, mode: int = 0o444, *, is_durable: bool = True) -> tuple[int, str]:
+        """Let the file appear, and make it outlast a power cut; returns its size in bytes and its digest.
 
         Raises StorageFull when there is no room, ValueError where a folder has its name or a file that of its folder.
         """
@@ -49,8 +49,9 @@ class AtomicFile:
             assert self._descriptor is not None
             try:
                 os.fchmod(self._descriptor, mode)
-                os.fsync(self._descriptor)
-                self._appear()
+                if is_durable:
+                    os.fsync(self._descriptor)
+                self._appear(is_durable)
             except OSError as error:
                 raise self._explain(error) from error
             self._close()
@@ -78,7 +79,7 @@ class AtomicFile:
         except OSError as error:
             raise self._explain(error) from error
 
-    def _appear(self) -> None:
+    def _appear(self, is_durable: bool) -> None:
         # Whoever deletes the last file of a folder removes the folder, perhaps between our two steps.
         for _ in range(100):
             try:
@@ -88,10 +89,8 @@ class AtomicFile:
                 continue
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise ValueError(f"{self._target} cannot be a file: {error.strerror}") from error
-            try:
+            if is_durable:
                 sync_folder(self._target.parent)
-            except FileNotFoundError:  # deleted again already, together with its folder
-                pass
             return
         raise FileNotFoundError(errno.ENOENT, "the folder disappears as often as it is made", str(self._target.parent))
 
@@ -140,15 +139,15 @@ def make_folder(folder: Path) -> None:
     except FileNotFoundError:  # the parent was removed meanwhile
         make_folder(folder)
     else:
-        try:
-            sync_folder(folder.parent)
-        except FileNotFoundError:
-            make_folder(folder)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Make the names in a folder durable; harmless when the folder is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
     try:
         os.fsync(descriptor)
     finally:

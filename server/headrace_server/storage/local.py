@@ -16,24 +16,20 @@ import os
 import re
 import secrets
 import shutil
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
 
 import structlog
 
 from headrace_server.errors import CannotStart, StorageFull
 from headrace_server.storage.atomic_file import AtomicFile, remove_dead_drafts, sync_folder
 from headrace_server.storage.blob_store import Blob, BlobStore
+from headrace_server.storage.streaming import BLOCK_BYTES, read_file, write_file
 
 LAYOUT = 1
 LONGEST_KEY = 1024
 LONGEST_PART = 255
-BLOCK_BYTES = 1 << 20
 _PART = re.compile(r"[A-Za-z0-9._-]+")
-
-T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -59,12 +55,12 @@ class LocalBlobStore(BlobStore):
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> Blob:
         """Store what `chunks` yields.  A call cancelled at its very end may have stored all of it, never a part."""
-        size_bytes, digest = await _write(AtomicFile(self._object(key), self._drafts), chunks)
+        size_bytes, digest = await write_file(AtomicFile(self._object(key), self._drafts), chunks)
         return Blob(key, size_bytes, digest)
 
     async def put_file(self, key: str, path: Path) -> Blob:
         """Store a copy of a local file."""
-        async with contextlib.aclosing(_read(path, BLOCK_BYTES)) as chunks:
+        async with contextlib.aclosing(read_file(path, BLOCK_BYTES)) as chunks:
             return await self.put(key, chunks)
 
     async def put_bytes(self, key: str, content: bytes) -> Blob:
@@ -78,7 +74,7 @@ class LocalBlobStore(BlobStore):
 
     async def read(self, key: str, chunk_bytes: int = BLOCK_BYTES) -> AsyncGenerator[bytes, None]:
         """Yield an object's bytes in order, as they are at the first step: replacing or deleting it does not matter."""
-        async with contextlib.aclosing(_read(self._object(key), chunk_bytes)) as chunks:
+        async with contextlib.aclosing(read_file(self._object(key), chunk_bytes)) as chunks:
             with _key_error(key):
                 async for chunk in chunks:
                     yield chunk
@@ -87,7 +83,7 @@ class LocalBlobStore(BlobStore):
         """Copy an object to a local file, which appears complete or not at all, and return its digest."""
         await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
         async with contextlib.aclosing(self.read(key)) as chunks:
-            size_bytes, digest = await _write(AtomicFile(path, path.parent), chunks, mode=0o644)
+            size_bytes, digest = await write_file(AtomicFile(path, path.parent), chunks, mode=0o644)
         return Blob(key, size_bytes, digest)
 
     async def local_path(self, key: str) -> Path | None:
@@ -171,7 +167,7 @@ class LocalBlobStore(BlobStore):
             path.unlink()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return
-        _sync_folder_if_there(path.parent)
+        sync_folder(path.parent)
         self._prune(path.parent)
 
     def _delete_folder(self, folder: Path) -> None:
@@ -182,7 +178,7 @@ class LocalBlobStore(BlobStore):
             folder.rename(grave)
         except FileNotFoundError:
             return
-        _sync_folder_if_there(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(grave, ignore_errors=True)
         self._prune(folder.parent)
 
@@ -198,75 +194,8 @@ class LocalBlobStore(BlobStore):
             folder = folder.parent
 
 
-class _Reader:
-    """Reads one file in threads.  The lock keeps `close` away from a read whose caller has gone."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._file: BinaryIO | None = None
-        self._is_closed = False
-        self._left_bytes = 0
-
-    def next(self, num_bytes: int) -> bytes:
-        """The next bytes; none at the end.  Raises OSError if the file turns out shorter than it was at first."""
-        with self._lock:
-            if self._is_closed:
-                raise RuntimeError(f"{self._path} is no longer being read")
-            if self._file is None:
-                self._file = self._path.open("rb", buffering=0)
-                self._left_bytes = os.fstat(self._file.fileno()).st_size
-            chunk = self._file.read(min(num_bytes, self._left_bytes))
-            self._left_bytes -= len(chunk)
-            if not chunk and self._left_bytes:
-                raise OSError(errno.EIO, f"ended {self._left_bytes} bytes too early", str(self._path))
-            return chunk
-
-    def close(self) -> None:
-        """Give the file back; waits for a read under way."""
-        with self._lock:
-            self._is_closed = True
-            if self._file is not None:
-                self._file.close()
-
-
-def _sync_folder_if_there(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        sync_folder(folder)
-
-
-async def _read(path: Path, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-    reader = _Reader(path)
-    try:
-        while chunk := await asyncio.to_thread(reader.next, chunk_bytes):
-            yield chunk
-    finally:
-        await _to_the_end(reader.close)
-
-
-async def _write(file: AtomicFile, chunks: AsyncIterator[bytes], mode: int = 0o444) -> tuple[int, str]:
-    waiting: list[bytes] = []
-    waiting_bytes = 0
-    try:
-        async for chunk in chunks:
-            waiting.append(chunk)
-            waiting_bytes += len(chunk)
-            if waiting_bytes >= BLOCK_BYTES:
-                await asyncio.to_thread(file.write, waiting)
-                waiting, waiting_bytes = [], 0
-        await asyncio.to_thread(file.write, waiting)
-        return await asyncio.to_thread(file.publish, mode)
-    finally:
-        await _to_the_end(file.discard)
-
-
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
-
-
-async def _to_the_end(act: Callable[[], T]) -> T:
-    """Run `act` in a thread; a cancellation neither keeps it from beginning nor from ending."""
-    return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, act))
 
 
 @contextlib.contextmanager

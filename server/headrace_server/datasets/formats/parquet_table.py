@@ -92,9 +92,10 @@ def _check_size(num_bytes: int, settings: DatasetSettings) -> None:
 def _least_bytes(of: pa.DataType) -> int:
     plain = _plain(of)
     try:
-        return max(1, plain.bit_width // 8)
+        num_bits: int = plain.bit_width
     except ValueError:  # of variable length: at least its offset
         return 4
+    return max(1, num_bits // 8)
 
 
 def _unpacked_bytes(values: pa.Array) -> int:
