@@ -3,7 +3,7 @@
 Serves as the oracle of the tests and as the path of arrays of Python objects.  Knows nothing of native code.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -23,12 +23,13 @@ def gather(sources: Sequence[Array], into: Array) -> int:
 
     Raises ValueError when shapes differ or the rows do not fit, TypeError for a pair of types outside `CONVERSIONS`.
     """
-    num_rows = _check(sources, into)
+    num_rows = _check_rows(sources, into)
+    for source in sources:
+        _check_conversion(source, into)
     position = 0
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for source in sources:
-            into[position : position + len(source)] = source.astype(into.dtype, copy=False)
-            position += len(source)
+    for source in sources:
+        _copy(source, into[position : position + len(source)])
+        position += len(source)
     return num_rows
 
 
@@ -37,28 +38,35 @@ def scatter(batch: Array, into: Sequence[Array]) -> int:
 
     The reverse of `gather`, with the same conversions and the same errors.
     """
-    num_rows = _check(into, batch, reverse=True)
+    num_rows = _check_rows(into, batch)
+    for target in into:
+        _check_conversion(batch, target)
     position = 0
+    for target in into:
+        _copy(batch[position : position + len(target)], target)
+        position += len(target)
+    return num_rows
+
+
+def _copy(source: Array, into: Array) -> None:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for target in into:
-            target[...] = batch[position : position + len(target)].astype(target.dtype, copy=False)
-            position += len(target)
-    return num_rows
+        into[...] = source.astype(into.dtype, copy=False)
 
 
-def _check(blocks: Iterable[Array], batch: Array, reverse: bool = False) -> int:
-    if batch.ndim == 0:
-        raise ValueError("the batch is a single value: it needs at least one axis, that of its rows")
-    num_rows = 0
+def _check_rows(blocks: Sequence[Array], batch: Array) -> int:
+    if batch.ndim == 0 or any(block.ndim == 0 for block in blocks):
+        raise ValueError("A single value has no rows: an array needs at least one axis.")
     for index, block in enumerate(blocks):
-        if block.shape[1:] != batch.shape[1:] or block.ndim == 0:
+        if block.shape[1:] != batch.shape[1:]:
             raise ValueError(
-                f"block {index} has shape {block.shape}, which does not fit a batch of shape {batch.shape}"
+                f"Block {index} has rows of shape {block.shape[1:]}, the batch has rows of shape {batch.shape[1:]}."
             )
-        pair = (batch.dtype, block.dtype) if reverse else (block.dtype, batch.dtype)
-        if pair[0] != pair[1] and pair not in CONVERSIONS:
-            raise TypeError(f"block {index}: elements are not converted from {pair[0]} to {pair[1]}")
-        num_rows += len(block)
+    num_rows = sum(len(block) for block in blocks)
     if num_rows > len(batch):
-        raise ValueError(f"the blocks have {num_rows} rows together, the batch only {len(batch)}")
+        raise ValueError(f"The blocks have {num_rows} rows together, the batch only {len(batch)}.")
     return num_rows
+
+
+def _check_conversion(source: Array, into: Array) -> None:
+    if source.dtype != into.dtype and (source.dtype, into.dtype) not in CONVERSIONS:
+        raise TypeError(f"Elements are not converted from {source.dtype} to {into.dtype}.")

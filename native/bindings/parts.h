@@ -1,0 +1,15 @@
+// What the module is made of.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace headrace::bindings {
+
+// Refusal becomes ValueError, UnsupportedConversion TypeError, BadLayout BufferError.
+void bind_refusals(pybind11::module_& module);
+
+void bind_gather(pybind11::module_& module);
+
+void bind_cuda_gather(pybind11::module_& module);
+
+}  // namespace headrace::bindings
