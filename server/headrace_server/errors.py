@@ -9,7 +9,7 @@
     ├─ OutOfRange     the cursor points outside history  CursorExpired, CursorAhead
     ├─ Overloaded     try again later                    QueueFull, NoPermit, DeviceOutOfMemory, StorageFull
     ├─ Unavailable    try again elsewhere or soon        ModelLoading, Draining
-    ├─ Expired        the deadline passed in a queue     ExpiredInQueue
+    ├─ Expired        the time for it is over            ExpiredInQueue, TimedOut
     ├─ Fenced         a newer worker has the job         WorkerFenced
     ├─ Broken         the model failed on good input     ModelFailed
     └─ CannotStart    never reaches a caller             bad settings, a port in use, a database from a newer release
@@ -295,9 +295,9 @@ class NoPermit(Overloaded):
 
     reason = "NO_PERMIT"
 
-    def __init__(self, model: str, waiting_rows: int, limit: int, retry_after: timedelta) -> None:
+    def __init__(self, model: str, waiting_rows: int, limit: int, retry_after: timedelta, why: str = "") -> None:
         super().__init__(
-            f"{waiting_rows} rows already wait for {model} (limit {limit})",
+            f"{waiting_rows} rows already wait for {model} (limit {limit}){f': {why}' if why else ''}",
             retry_after,
             model=model,
             waiting_rows=waiting_rows,
@@ -363,7 +363,7 @@ class Draining(Unavailable):
 
 
 class Expired(HeadraceError):
-    """A deadline passed before the work began."""
+    """The time that was given for the work is over."""
 
 
 class ExpiredInQueue(Expired):
@@ -373,6 +373,15 @@ class ExpiredInQueue(Expired):
 
     def __init__(self, queue_ms: float) -> None:
         super().__init__(f"the deadline passed after {queue_ms:.0f} ms in the queue", queue_ms=f"{queue_ms:.0f}")
+
+
+class TimedOut(Expired):
+    """A request of a stream took longer than its own timeout, or the stream's deadline, allows."""
+
+    reason = "TIMED_OUT"
+
+    def __init__(self, timeout_seconds: float) -> None:
+        super().__init__("the request took longer than it may", timeout_seconds=f"{timeout_seconds:g}")
 
 
 class Fenced(HeadraceError):

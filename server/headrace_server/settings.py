@@ -75,6 +75,10 @@ class ModelSettings(_Section):
     """What is served."""
 
     max_upload_bytes: int = Field(4 * GIB, ge=1, description="Largest model file.")
+    accept_torch_uploads: bool = Field(
+        False,
+        description="Take torch.export files from callers.  Loading one can run code of its author: only for trusted callers.",
+    )
     serve: dict[str, Path] = Field({}, description="Models to register and load at start: name = file or folder.")
 
 
@@ -87,6 +91,7 @@ class InferenceSettings(_Section):
     max_waiting_rows: int = Field(4096, ge=1, description="Rows that may wait for one model; more are refused.")
     max_waiting_bytes: int = Field(256 * MIB, ge=1, description="Input bytes that may wait for one model.")
     max_loaded_versions: int = Field(16, ge=1, description="Versions kept loaded; the least recently used leave.")
+    stream_window: int = Field(64, ge=1, description="Requests of one PredictStream that may be under way.")
     lanes_per_model: int = Field(1, ge=1, le=64, description="Threads that run one model.")
     threads_per_lane: int = Field(1, ge=1, le=256, description="Threads inside one run of a model.")
     load_seconds: float = Field(120, gt=0, description="How long loading one version may take.")

@@ -61,7 +61,8 @@ class Lineage(BaseModel):
 class NewVersion(BaseModel):
     """A version before the registry has numbered it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A metric may be NaN, which JSON has no number for.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     model: str
     signature: Signature

@@ -1,0 +1,1 @@
+"""What runs programs: one module for each runtime, behind one small protocol."""

@@ -1,0 +1,54 @@
+"""What a lane needs of a runtime: open a program, run it on arrays, say what really runs."""
+
+from pathlib import Path
+from typing import Protocol
+
+from headrace_server.models.version import ArtifactFormat
+from headrace_server.precision import Precision
+from headrace_server.tensors import Signature, Tensors
+
+
+class Session(Protocol):
+    """One opened program.  It is opened, used and closed by the one thread that owns it."""
+
+    @property
+    def device(self) -> str:
+        """Where it really runs: "cpu" or "cuda:0"."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """What most of its arithmetic really runs in."""
+        ...
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """All outputs of the signature, for inputs that fit it.  Every run returns new arrays, or views of its inputs.
+
+        Raises DeviceOutOfMemory, or whatever the runtime raises.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Backend(Protocol):
+    """One runtime."""
+
+    @property
+    def name(self) -> str:
+        """As in the contract: "onnxruntime" or "torch"."""
+        ...
+
+    @property
+    def format(self) -> ArtifactFormat:
+        """What it runs."""
+        ...
+
+    def open(self, path: Path, signature: Signature) -> Session:
+        """Read a program and make it ready; blocks, for long.
+
+        Raises InvalidModel when the program is not what its signature says, or whatever the runtime raises.
+        """
+        ...

@@ -1,0 +1,102 @@
+"""Runs ONNX programs with ONNX Runtime.
+
+Importing this module is cheap; the runtime is imported when the first program is opened.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace_server.errors import DeviceOutOfMemory
+from headrace_server.models.onnx_signature import ONNX_TYPES, dominant_precision
+from headrace_server.models.version import ArtifactFormat
+from headrace_server.precision import Precision
+from headrace_server.tensors import Array, DataType, Signature, Tensors
+
+# NumPy has no such types of its own: they cross the border as their bits, with the type of the ONNX specification.
+_AS_BITS = {DataType.BF16: np.uint16, DataType.FP8_E4M3: np.uint8, DataType.FP8_E5M2: np.uint8}
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime with a number of threads for each session.
+
+    `providers` are asked for in order; what a session reports is what it got.
+    """
+
+    name = "onnxruntime"
+    format = ArtifactFormat.ONNX
+
+    def __init__(self, num_threads: int, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        self._num_threads = num_threads
+        self._providers = list(providers)
+
+    def open(self, path: Path, signature: Signature) -> "OnnxRuntimeSession":
+        """Read a program.  Raises what ONNX Runtime raises."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._num_threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _ERRORS_ONLY
+        inner = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+        return OnnxRuntimeSession(inner, signature, dominant_precision(path))
+
+
+class OnnxRuntimeSession:
+    """One opened ONNX program."""
+
+    def __init__(self, inner: Any, signature: Signature, precision: Precision) -> None:
+        self._inner = inner
+        self._output_names = [spec.name for spec in signature.outputs]
+        self._specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
+        self._has_bits = any(spec.data_type in _AS_BITS for spec in self._specs.values())
+        self.device = "cuda:0" if inner.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        self.precision = precision
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run once.  Raises DeviceOutOfMemory or what ONNX Runtime raises."""
+        try:
+            if self._has_bits:
+                return self._run_as_bits(inputs)
+            outputs = self._inner.run(self._output_names, dict(inputs))
+        except Exception as error:
+            if "out of memory" in str(error).lower() or "failed to allocate memory" in str(error).lower():
+                raise DeviceOutOfMemory(self.device) from error
+            raise
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Let go of the session: ONNX Runtime frees it with its last reference."""
+        self._inner = None
+
+    def _run_as_bits(self, inputs: Tensors) -> Tensors:
+        from onnxruntime import OrtValue
+
+        feeds: dict[str, Any] = {}
+        for name, array in inputs.items():
+            data_type = self._specs[name].data_type
+            feeds[name] = (
+                OrtValue.ortvalue_from_numpy_with_onnx_type(_bits(array, data_type), ONNX_TYPES[data_type])
+                if data_type in _AS_BITS
+                else OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            )
+        values = self._inner.run_with_ort_values(self._output_names, feeds)
+        return {name: self._array(name, value) for name, value in zip(self._output_names, values, strict=True)}
+
+    def _array(self, name: str, value: Any) -> Array:
+        data_type = self._specs[name].data_type
+        if data_type not in _AS_BITS:
+            plain: Array = value.numpy()
+            return plain
+        # The runtime has no NumPy type to offer for these: their bytes are copied, and read as what they are.
+        content = bytearray(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()))
+        return np.frombuffer(content, data_type.dtype).reshape(value.shape())
+
+
+def _bits(array: Array, data_type: DataType) -> Array:
+    return np.ascontiguousarray(array).view(_AS_BITS[data_type])

@@ -1,0 +1,104 @@
+"""A thread that owns one session: it opens it, runs batches on it until the batcher closes, and closes it.
+
+One session is only ever touched by its own thread: runtimes keep memory for each thread that calls them.  Never awaits,
+and knows nothing of callers.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from headrace_server.inference.backends.backend import Session
+from headrace_server.inference.batch import Batch
+from headrace_server.inference.batcher import Batcher
+
+log = structlog.get_logger()
+
+
+class DeadLaneError(RuntimeError):
+    """A lane ended by a fault of its own, which its callers see as ours."""
+
+
+class Watcher(Protocol):
+    """Who is told what a lane does, on the lane's own thread."""
+
+    def has_opened(self, lane: int, session: Session) -> None:
+        """The session is warm."""
+        ...
+
+    def could_not_open(self, lane: int, error: BaseException) -> None:
+        """There is no session, and the thread ends."""
+        ...
+
+    def has_run(self, batch: Batch, compute_seconds: float) -> None:
+        """A batch was computed."""
+        ...
+
+    def has_died(self, lane: int, error: BaseException) -> None:
+        """The thread ends by a fault; every call that it or the batcher held has been answered."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One thread with one session, which takes from a batcher."""
+
+    number: int
+    thread: threading.Thread
+
+    @classmethod
+    def start(
+        cls, number: int, name: str, open_session: Callable[[], Session], batcher: Batcher, watcher: Watcher
+    ) -> "Lane":
+        """Begin to open the session; `watcher` hears how that went.  It ends when the batcher is closed."""
+        thread = threading.Thread(
+            # A run that never returns must not keep the process alive.
+            target=_live,
+            args=(number, open_session, batcher, watcher),
+            name=f"lane-{name}-{number}",
+            daemon=True,
+        )
+        thread.start()
+        return cls(number, thread)
+
+    def join(self, timeout_seconds: float) -> bool:
+        """Wait for the thread to end; False if it has not."""
+        self.thread.join(timeout_seconds)
+        return not self.thread.is_alive()
+
+
+def _live(number: int, open_session: Callable[[], Session], batcher: Batcher, watcher: Watcher) -> None:
+    try:
+        session = open_session()
+    except BaseException as error:  # noqa: BLE001 - whoever waits for the model must hear of everything
+        watcher.could_not_open(number, error)
+        return
+    watcher.has_opened(number, session)
+    try:
+        while (batch := batcher.take(number)) is not None:
+            _run(session, batch, batcher, watcher)
+    except BaseException as error:  # noqa: BLE001 - callers must be answered, whatever it is
+        problem = f"a lane died of {type(error).__name__}: {error}"
+        batcher.close(lambda: DeadLaneError(problem), abandon=True)
+        watcher.has_died(number, error)
+    finally:
+        try:
+            session.close()
+        except Exception:
+            log.exception("inference.session_not_closed", lane=number)
+
+
+def _run(session: Session, batch: Batch, batcher: Batcher, watcher: Watcher) -> None:
+    started_at = time.perf_counter()
+    try:
+        outputs = session.run(batch.inputs)
+    except Exception as error:  # noqa: BLE001 - a model may raise anything
+        batcher.fail(batch, error)
+        return
+    compute_seconds = time.perf_counter() - started_at
+    watcher.has_run(batch, compute_seconds)
+    batcher.settle(batch, outputs, compute_seconds)
