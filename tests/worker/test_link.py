@@ -1,0 +1,234 @@
+"""The agent's line brings every report to the server exactly once, whatever happens to either."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from headrace_server.names import JobName
+from headrace_server.trainers.reports import PhaseChanged
+from headrace_server.training.session import StopWorker, WorkerHello
+from headrace_server.worker.link import Dismissed, Link, Patience
+from headrace_server.worker.outbox import Outbox
+from headrace_server.worker.spool import Spool
+
+from tests.doubles.worker_server import Ledger, WorkerServer, serving
+
+HELLO = WorkerHello(job=JobName("j"), attempt=2, token="secret", pid=7, host="here")
+
+
+@pytest.fixture
+def socket() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hr") as folder:
+        yield Path(folder) / "w.sock"
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[Outbox]:
+    outbox = Outbox(Spool(tmp_path / "spool"))
+    await outbox.open()
+    yield outbox
+    await outbox.close()
+
+
+class Dialled:
+    """A running link and what came down it."""
+
+    def __init__(
+        self, socket: Path, outbox: Outbox, heartbeat_seconds: float, detached_seconds: float, patience: Patience
+    ) -> None:
+        self.stops: list[StopWorker] = []
+        self.link = Link(
+            f"unix:{socket}",
+            HELLO,
+            outbox,
+            heartbeat_seconds=heartbeat_seconds,
+            detached_seconds=detached_seconds,
+            on_stop=self.stops.append,
+            trainer_pid=lambda: 4711,
+            patience=patience,
+        )
+        self.task: asyncio.Task[None] | None = None
+
+
+QUICK = Patience(
+    first_redial_seconds=0.01, longest_redial_seconds=0.05, welcome_seconds=0.3, acknowledgement_seconds=0.3
+)
+
+
+@asynccontextmanager
+async def dialled(
+    socket: Path,
+    outbox: Outbox,
+    heartbeat_seconds: float = 0.05,
+    detached_seconds: float = 60,
+    patience: Patience = QUICK,
+) -> AsyncIterator[Dialled]:
+    link = Dialled(socket, outbox, heartbeat_seconds, detached_seconds, patience)
+    link.task = asyncio.create_task(link.link.run())
+    try:
+        yield link
+    finally:
+        link.task.cancel()
+        await asyncio.wait([link.task])
+
+
+def phases(num: int) -> list[PhaseChanged]:
+    return [PhaseChanged(phase=f"phase {number}") for number in range(1, num + 1)]
+
+
+async def test_reports_go_up_and_are_acknowledged(socket: Path, outbox: Outbox) -> None:
+    server = WorkerServer()
+    await outbox.add(phases(3))
+
+    async with serving(server, socket), dialled(socket, outbox):
+        await asyncio.wait_for(outbox.wait_until_acknowledged(), 10)
+        await outbox.add([PhaseChanged(phase="later")])
+        await asyncio.wait_for(outbox.wait_until_acknowledged(), 10)
+
+    assert server.hellos == [HELLO]
+    assert server.ledger.contents == [*phases(3), PhaseChanged(phase="later")]
+    assert server.ledger.num_received == 4
+
+
+async def test_heartbeats_name_the_trainer(socket: Path, outbox: Outbox) -> None:
+    server = WorkerServer()
+
+    async with serving(server, socket), dialled(socket, outbox):
+        await server.until(lambda server: len(server.beats) >= 5)
+
+    assert set(server.beats) == {4711}
+
+
+@pytest.mark.parametrize("acknowledges", [True, False], ids=["acknowledged", "acknowledgement lost"])
+async def test_a_connection_lost_at_any_report_loses_none(socket: Path, outbox: Outbox, acknowledges: bool) -> None:
+    server = WorkerServer()
+    server.acknowledges = acknowledges
+    hung_up_at: set[int] = set()
+
+    def hang_up(report: object) -> bool:
+        number = getattr(report, "number", 0)
+        is_new = number not in hung_up_at
+        hung_up_at.add(number)
+        return is_new
+
+    server.hang_up_after = hang_up
+    await outbox.add(phases(20))
+
+    async with serving(server, socket), dialled(socket, outbox):
+        await asyncio.wait_for(outbox.wait_until_acknowledged(), 20)
+
+    assert server.ledger.contents == phases(20)
+    assert len(server.hellos) == 21
+
+
+async def test_a_server_that_is_killed_and_started_again_misses_nothing(socket: Path, outbox: Outbox) -> None:
+    ledger = Ledger()
+    async with dialled(socket, outbox) as link:
+        for number in range(10):
+            server = WorkerServer(ledger)
+            async with serving(server, socket):
+                await server.until(lambda server: bool(server.hellos))
+                await outbox.add([PhaseChanged(phase=f"{number} up")])
+                await server.until(lambda server, number=number: len(server.ledger.reports) > 2 * number)  # type: ignore[misc]
+            await outbox.add([PhaseChanged(phase=f"{number} down")])
+        server = WorkerServer(ledger)
+        async with serving(server, socket):
+            await asyncio.wait_for(outbox.wait_until_acknowledged(), 20)
+        assert not link.link.detached.is_set()
+
+    assert len(ledger.contents) == 20
+
+
+async def test_a_server_that_comes_late_is_found_within_about_a_second(socket: Path, outbox: Outbox) -> None:
+    server = WorkerServer()
+    loop = asyncio.get_running_loop()
+    async with dialled(socket, outbox, patience=Patience()):
+        await asyncio.sleep(3)  # long enough for the wait between two dials to reach its longest
+        begun = loop.time()
+        async with serving(server, socket):
+            await server.until(lambda server: bool(server.hellos))
+
+    assert loop.time() - begun < 2.5
+
+
+async def test_orders_come_down(socket: Path, outbox: Outbox) -> None:
+    server = WorkerServer()
+
+    async with serving(server, socket), dialled(socket, outbox) as link:
+        server.stop_worker(kill=False, grace_seconds=7.5)
+        server.stop_worker(kill=True, grace_seconds=0)
+        await server.until(lambda _: len(link.stops) == 2)
+
+    assert link.stops == [StopWorker(kill=False, grace_seconds=7.5), StopWorker(kill=True, grace_seconds=0)]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND])
+@pytest.mark.parametrize("when", ["at hello", "later"])
+async def test_an_attempt_that_was_replaced_is_dismissed(
+    socket: Path, outbox: Outbox, code: grpc.StatusCode, when: str
+) -> None:
+    server = WorkerServer()
+    if when == "at hello":
+        server.abort_with = (code, "no")
+
+    async with serving(server, socket), dialled(socket, outbox) as link:
+        assert link.task is not None
+        if when == "later":
+            await server.until(lambda server: bool(server.beats))
+            await server.abort(code, "no")
+        with pytest.raises(Dismissed):
+            await asyncio.wait_for(link.task, 10)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+async def test_any_other_failure_is_tried_again(socket: Path, outbox: Outbox, code: grpc.StatusCode) -> None:
+    server = WorkerServer()
+    server.abort_with = (code, "not now")
+    await outbox.add(phases(1))
+
+    async with serving(server, socket), dialled(socket, outbox):
+        await server.until(lambda server: len(server.hellos) >= 3)
+        server.abort_with = None
+        await asyncio.wait_for(outbox.wait_until_acknowledged(), 10)
+
+
+async def test_a_server_that_does_not_answer_hello_is_dialled_again(socket: Path, outbox: Outbox) -> None:
+    server = WorkerServer()
+    server.welcomes = False
+
+    async with serving(server, socket), dialled(socket, outbox):
+        await server.until(lambda server: len(server.hellos) >= 2)
+
+
+async def test_a_server_that_acknowledges_nothing_is_dialled_again(socket: Path, outbox: Outbox) -> None:
+    server = WorkerServer()
+    server.acknowledges = False
+    await outbox.add(phases(2))
+
+    async with serving(server, socket), dialled(socket, outbox):
+        await server.until(lambda server: len(server.hellos) >= 2)
+        await asyncio.wait_for(outbox.wait_until_acknowledged(), 10)  # the welcome says what it keeps
+
+    assert server.ledger.contents == phases(2)
+
+
+async def test_without_a_server_for_long_the_link_says_so_and_dials_on(socket: Path, outbox: Outbox) -> None:
+    server = WorkerServer()
+    async with dialled(socket, outbox, detached_seconds=0.2) as link:
+        await asyncio.wait_for(link.link.detached.wait(), 5)
+        async with serving(server, socket):
+            await server.until(lambda server: bool(server.hellos))
+
+
+async def test_time_with_a_server_is_not_counted_as_time_alone(socket: Path, outbox: Outbox) -> None:
+    async with AsyncExitStack() as stack:
+        server = WorkerServer()
+        await stack.enter_async_context(serving(server, socket))
+        link = await stack.enter_async_context(dialled(socket, outbox, detached_seconds=0.5))
+        await server.until(lambda server: len(server.beats) > 20)
+
+        assert not link.link.detached.is_set()
