@@ -72,7 +72,7 @@ def read_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
 
 def _pictures(archive: zipfile.ZipFile) -> list[_Picture]:
     paths = [entry.filename.split("/") for entry in archive.infolist() if not entry.is_dir()]
-    paths = [parts for parts in paths if not any(_is_junk(part) for part in parts)]
+    paths = [parts for parts in paths if not any(is_junk(part) for part in parts)]
     tops = {parts[0] for parts in paths}
     num_above = 1 if len(tops) == 1 and all(len(parts) == 3 for parts in paths) else 0
     pictures = []
@@ -88,7 +88,8 @@ def _pictures(archive: zipfile.ZipFile) -> list[_Picture]:
     return sorted(pictures)
 
 
-def _is_junk(part: str) -> bool:
+def is_junk(part: str) -> bool:
+    """Whether a file or folder of this name is what operating systems leave behind."""
     return part.startswith(".") or part.lower() in _JUNK
 
 
