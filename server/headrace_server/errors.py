@@ -63,7 +63,8 @@ class InvalidSpec(Invalid):
         assert violations
         first = violations[0]
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        super().__init__(f"{first.field}: {first.description}{more}", violations, violations=len(violations))
+        super().__init__(f"{first.field}: {first.description}{more}", violations)
+        self.metadata = {**self.metadata, "violations": str(len(violations))}
 
 
 class InvalidTensor(Invalid):
@@ -75,9 +76,8 @@ class InvalidTensor(Invalid):
         assert violations
         first = violations[0]
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        super().__init__(
-            f"{first.field}: {first.description}{more}", violations, model=model, violations=len(violations)
-        )
+        super().__init__(f"{first.field}: {first.description}{more}", violations, model=model)
+        self.metadata = {**self.metadata, "violations": str(len(violations))}
 
 
 class InvalidName(Invalid):

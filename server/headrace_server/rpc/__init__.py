@@ -1,0 +1,1 @@
+"""The public face of the house: gRPC in front, our own types behind."""

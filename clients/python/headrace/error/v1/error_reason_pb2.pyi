@@ -185,6 +185,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "UNSUPPORTED", "domain": "headrace.dev", "metadata": { "what": "backend 'torch' for an ONNX file" } }
     """
+    ERROR_REASON_TIMED_OUT: _ErrorReason.ValueType  # 31
+    """DEADLINE_EXCEEDED.  A request of PredictStream took longer than its timeout.  The model may have been run.
+
+        { "reason": "TIMED_OUT", "domain": "headrace.dev", "metadata": { "timeout_seconds": "0.5" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every error of this API carries a google.rpc.ErrorInfo whose domain is "headrace.dev" and whose reason is the name
@@ -355,5 +360,10 @@ ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 30
 """FAILED_PRECONDITION.  The verb needs an object of another kind, or one in another form.
 
     { "reason": "UNSUPPORTED", "domain": "headrace.dev", "metadata": { "what": "backend 'torch' for an ONNX file" } }
+"""
+ERROR_REASON_TIMED_OUT: ErrorReason.ValueType  # 31
+"""DEADLINE_EXCEEDED.  A request of PredictStream took longer than its timeout.  The model may have been run.
+
+    { "reason": "TIMED_OUT", "domain": "headrace.dev", "metadata": { "timeout_seconds": "0.5" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

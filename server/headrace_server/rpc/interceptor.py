@@ -1,0 +1,237 @@
+"""What every call passes through, whatever its shape: an id, metrics, and the table of errors.
+
+Handlers are wrapped once, when they are registered, so that a call costs no extra task and no lookup.  A handler runs
+at most once.  `CancelledError` passes: the caller has gone, or the server ends the call.
+"""
+
+import asyncio
+import inspect
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from time import perf_counter
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from prometheus_client import Counter
+
+from headrace_server.errors import Draining, HeadraceError, InvalidSpec, Violation
+from headrace_server.rpc.closing import closed_after
+from headrace_server.rpc.status import Statuses, trailers
+from headrace_server.telemetry.metrics import Metrics
+
+REQUEST_ID = "x-request-id"
+LONGEST_REQUEST_ID = 128
+
+T = TypeVar("T")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Requests: TypeAlias = AsyncIterator[T]
+"""The requests of a call that sends many."""
+Methods = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
+
+log = structlog.get_logger()
+
+
+class Register(Protocol):
+    """The generated function that adds a servicer to a server."""
+
+    def __call__(self, servicer: Any, server: Any) -> None:
+        """Register every method of `servicer`."""
+
+
+class Interceptor:
+    """Wraps the handlers of services on their way into a server.
+
+    While `closing` is set, new calls of services that were added with `drains` are refused.
+    """
+
+    def __init__(self, metrics: Metrics, closing: asyncio.Event) -> None:
+        self._metrics = metrics
+        self._statuses = Statuses(metrics)
+        self._closing = closing
+
+    def add(self, register: Register, servicer: object, server: grpc.aio.Server, *, drains: bool = True) -> None:
+        """Register `servicer` with `server` through its generated function, every handler wrapped."""
+        recorder = _Recorder()
+        register(servicer, recorder)
+        for service, methods in recorder.services.items():
+            self.add_methods(service, methods, server, drains=drains)
+
+    def add_methods(self, service: str, methods: Methods, server: grpc.aio.Server, *, drains: bool = True) -> None:
+        """Register methods under the full name of a service, every handler wrapped."""
+        wrapped = {name: self._wrap(f"{service}/{name}", handler, drains) for name, handler in methods.items()}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        server.add_registered_method_handlers(service, wrapped)
+
+    def _wrap(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]", drains: bool) -> Any:
+        behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        call = _Call(method, self._metrics, self._statuses, self._closing if drains else None)
+        if handler.response_streaming:
+            pump = _pump_stream if handler.request_streaming else _pump
+
+            async def answer(request: Any, context: Context) -> None:
+                await call.run(context, lambda: pump(behavior, request, context))
+
+            make: Any = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(answer, _tolerant(handler.request_deserializer), _passing_bytes(handler.response_serializer))
+
+        ask = _ask_stream if handler.request_streaming else _ask
+
+        async def answer_once(request: Any, context: Context) -> Any:
+            return await call.run(context, lambda: ask(behavior, request, context))
+
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return make(answer_once, _tolerant(handler.request_deserializer), handler.response_serializer)
+
+
+class _Call:
+    """The rules of one method's calls, with its metrics already bound."""
+
+    def __init__(self, method: str, metrics: Metrics, statuses: Statuses, closing: asyncio.Event | None) -> None:
+        self._method = method
+        self._statuses = statuses
+        self._closing = closing
+        self._in_flight = metrics.calls_in_flight
+        self._seconds = metrics.call_seconds.labels(method)
+        self._ended: dict[grpc.StatusCode, Counter] = {
+            code: metrics.calls.labels(method, code.name) for code in grpc.StatusCode
+        }
+
+    async def run(self, context: Context, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do the work of one call and end it with the status that it deserves."""
+        request_id = _request_id(context)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        code = grpc.StatusCode.OK
+        started_at = perf_counter()
+        self._in_flight.inc()
+        try:
+            if self._closing is not None and self._closing.is_set():
+                raise Draining
+            return await work()
+        except asyncio.CancelledError:
+            code = _why_cancelled(context)
+            raise
+        except grpc.aio.AbortError:
+            code = _as_code(context.code())
+            raise
+        except grpc.aio.InternalError:
+            # The caller went while something was being sent to him; there is nobody left to tell.
+            code = grpc.StatusCode.CANCELLED
+            return None
+        except Exception as error:  # noqa: BLE001 - this is where everything that a call can raise is told to its caller
+            status = self._statuses.of(error)
+            if isinstance(error, HeadraceError):
+                log.debug("rpc.refused", method=self._method, reason=error.reason, problem=str(error))
+            code, message, details = trailers(status)
+            await context.abort(code, message, ((REQUEST_ID, request_id), *details))
+        finally:
+            self._in_flight.dec()
+            self._ended[code].inc()
+            self._seconds.observe(perf_counter() - started_at)
+
+
+class Malformed:
+    """Stands for a request whose bytes are not a message of its type."""
+
+
+class _Recorder:
+    """Takes the place of a server while a generated function registers a servicer."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, Methods] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Ignored: the same handlers come by name."""
+
+    def add_registered_method_handlers(self, service: str, methods: Methods) -> None:
+        """Remember the methods of one service."""
+        self.services[service] = methods
+
+
+async def _ask(behavior: Any, request: Any, context: Context) -> Any:
+    return await behavior(_whole(request), context)
+
+
+async def _ask_stream(behavior: Any, requests: AsyncIterator[Any], context: Context) -> Any:
+    async with closed_after(_each_whole(requests)) as whole:
+        return await behavior(whole, context)
+
+
+async def _pump(behavior: Any, request: Any, context: Context) -> None:
+    # Answers are written, not yielded: so the handler is closed when the call ends, not when it is collected.
+    async with closed_after(behavior(_whole(request), context)) as answers:
+        async for answer in answers:
+            await context.write(answer)
+
+
+async def _pump_stream(behavior: Any, requests: AsyncIterator[Any], context: Context) -> None:
+    async with closed_after(_each_whole(requests)) as whole:
+        if not inspect.isasyncgenfunction(behavior):  # a handler that writes its answers itself
+            await behavior(whole, context)
+            return
+        async with closed_after(behavior(whole, context)) as answers:
+            async for answer in answers:
+                await context.write(answer)
+
+
+async def _each_whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _whole(request)
+
+
+def _whole(request: Any) -> Any:
+    if isinstance(request, Malformed):
+        raise InvalidSpec([Violation("", "the bytes are not a message of the type that this method takes")])
+    return request
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    assert deserialize is not None
+
+    def read(content: bytes) -> Any:
+        try:
+            return deserialize(content)
+        except DecodeError:
+            return Malformed()
+
+    return read
+
+
+def _passing_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """Let a handler answer with bytes that it has already encoded, once for many readers."""
+    assert serialize is not None
+    return lambda message: message if isinstance(message, bytes) else serialize(message)
+
+
+def _request_id(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if (
+            key == REQUEST_ID
+            and isinstance(value, str)
+            and 0 < len(value) <= LONGEST_REQUEST_ID
+            and value.isprintable()
+        ):
+            return value
+    return secrets.token_hex(8)
+
+
+def _why_cancelled(context: Context) -> grpc.StatusCode:
+    remaining: float | None = context.time_remaining()
+    is_late = remaining is not None and remaining <= 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
+
+
+def _as_code(code: Any) -> grpc.StatusCode:
+    """grpc.aio gives back a code as the number it keeps."""
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)

@@ -1,0 +1,109 @@
+"""The two gRPC servers of the house: the public port, and a private socket for the agents of jobs.
+
+Knows how they are set up, which services they carry and how they are bound; knows nothing of what the services do.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from headrace.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
+from headrace.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from headrace.models.v1 import model_service_pb2, model_service_pb2_grpc
+from headrace.training.v1 import training_service_pb2, training_service_pb2_grpc
+
+from headrace_server.errors import CannotStart
+from headrace_server.rpc.health import Health
+from headrace_server.rpc.interceptor import Interceptor
+from headrace_server.rpc.reflection import add_reflection
+from headrace_server.settings import ServerSettings
+from headrace_server.worker.v1 import worker_service_pb2_grpc
+
+TRAINING = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name
+INFERENCE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+DATASETS = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name
+PUBLIC_SERVICES = (TRAINING, INFERENCE, MODELS, DATASETS)
+HEALTH = "grpc.health.v1.Health"
+
+Options = Sequence[tuple[str, int]]
+
+_COMMON: Options = (
+    # Off: a second server on the same port must fail loudly rather than share its callers.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Readers of quiet streams ping to keep proxies open; without this the server would hang up on them.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+def options(max_message_bytes: int) -> Options:
+    """What every server of the house is set up with."""
+    return (
+        *_COMMON,
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.http2.max_frame_size", 1 << 20),
+        ("grpc.http2.write_buffer_size", 1 << 20),
+    )
+
+
+def public_server(
+    settings: ServerSettings,
+    interceptor: Interceptor,
+    health: Health,
+    *,
+    training: training_service_pb2_grpc.TrainingServiceServicer,
+    inference: inference_service_pb2_grpc.InferenceServiceServicer,
+    models: model_service_pb2_grpc.ModelServiceServicer,
+    datasets: dataset_service_pb2_grpc.DatasetServiceServicer,
+) -> grpc.aio.Server:
+    """The server of the public port, with all it carries; not bound and not started."""
+    server = grpc.aio.server(
+        options=options(settings.max_message_bytes), maximum_concurrent_rpcs=settings.max_concurrent_calls
+    )
+    interceptor.add(training_service_pb2_grpc.add_TrainingServiceServicer_to_server, training, server)
+    interceptor.add(inference_service_pb2_grpc.add_InferenceServiceServicer_to_server, inference, server)
+    interceptor.add(model_service_pb2_grpc.add_ModelServiceServicer_to_server, models, server)
+    interceptor.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, server)
+    # These two answer to the very end: they are how others learn that it is the end.
+    interceptor.add(health_pb2_grpc.add_HealthServicer_to_server, health, server, drains=False)
+    add_reflection((*PUBLIC_SERVICES, HEALTH), interceptor, server)
+    return server
+
+
+def private_server(interceptor: Interceptor, worker: worker_service_pb2_grpc.WorkerServiceServicer) -> grpc.aio.Server:
+    """The server that agents attach to; not bound and not started."""
+    server = grpc.aio.server(options=options(64 << 20))
+    interceptor.add(worker_service_pb2_grpc.add_WorkerServiceServicer_to_server, worker, server, drains=False)
+    return server
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Bind a TCP port and return it.  Raises CannotStart when it is taken or not to be had."""
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise CannotStart(
+            f"port {port} of {host} cannot be listened on; is another server running there? "
+            "Choose another with --port, or server.port = 0 for any that is free"
+        ) from error
+
+
+def bind_socket(server: grpc.aio.Server, path: Path) -> str:
+    """Bind a Unix socket, which replaces one that a dead server left, and return its gRPC address."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    address = f"unix:{path}"
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise CannotStart(f"the socket {path} for workers cannot be made") from error
+    path.chmod(0o600)
+    return address

@@ -1,0 +1,145 @@
+"""headrace.training.v1.TrainingService: thin between the wire and the training desk."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Literal
+
+from google.protobuf.duration_pb2 import Duration
+from headrace.training.v1 import training_service_pb2 as pb
+from headrace.training.v1 import training_service_pb2_grpc as pb_grpc
+
+from headrace_server.errors import InvalidSpec, Violation
+from headrace_server.names import JobName
+from headrace_server.pages import PageRequest
+from headrace_server.rpc.closing import closed_after
+from headrace_server.rpc.interceptor import Context
+from headrace_server.rpc.ports import DeskPort
+from headrace_server.rpc.services.frames import Frames
+from headrace_server.rpc.services.thinning import thin
+from headrace_server.rpc.wire.events import (
+    duration_from_proto,
+    event_to_proto,
+    log_entry_to_proto,
+    time_to_proto,
+)
+from headrace_server.rpc.wire.training import job_to_proto, start_request_from_proto, trainer_to_proto
+from headrace_server.trainers.catalogue import Families
+from headrace_server.training.events import Event, StateChanged
+
+LONGEST_REASON = 1000
+
+_Mode = pb.CancelTrainingJobRequest.Mode
+
+
+class TrainingService(pb_grpc.TrainingServiceServicer):
+    """Starts jobs, shows them and lets anyone follow."""
+
+    def __init__(self, desk: DeskPort, families: Families) -> None:
+        self._desk = desk
+        self._families = families
+        self._events = Frames()
+        self._lines = Frames()
+
+    async def StartTraining(self, request: pb.StartTrainingRequest, context: Context) -> pb.StartTrainingResponse:
+        """Admit one job."""
+        job = await self._desk.start(start_request_from_proto(request))
+        return pb.StartTrainingResponse(job=job_to_proto(job))
+
+    async def StreamProgress(  # type: ignore[override]  # frames are encoded once for all readers
+        self, request: pb.StreamProgressRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        """Yield a snapshot, then the history after the cursor as it grows, already encoded."""
+        name = JobName.parse(request.name)
+        after, period_seconds = _cursor(request.after_sequence), _period(request)
+        job = await self._desk.get(name)
+        yield pb.StreamProgressResponse(snapshot=job_to_proto(job)).SerializeToString()
+        async with (
+            closed_after(self._desk.follow(name, after)) as events,
+            closed_after(thin(events, period_seconds) if period_seconds > 0 else events) as chosen,
+        ):
+            async for event in chosen:
+                yield await self._progress_frame(name, event)
+
+    async def StreamLogs(  # type: ignore[override]  # frames are encoded once for all readers
+        self, request: pb.StreamLogsRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        """Yield the log after the cursor as it grows, already encoded."""
+        name = JobName.parse(request.name)
+        after = _cursor(request.after_sequence)
+        async with closed_after(self._desk.follow_logs(name, after)) as entries:
+            async for entry in entries:
+                if entry is None:
+                    heartbeat = await self._heartbeat(name, "logs")
+                    yield pb.StreamLogsResponse(heartbeat=heartbeat).SerializeToString()
+                else:
+                    yield self._lines.get(
+                        name.job,
+                        entry.sequence,
+                        lambda entry=entry: pb.StreamLogsResponse(line=log_entry_to_proto(entry)),  # type: ignore[misc]
+                    )
+
+    async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Context) -> pb.GetTrainingJobResponse:
+        """Return one job."""
+        job = await self._desk.get(JobName.parse(request.name))
+        return pb.GetTrainingJobResponse(job=job_to_proto(job))
+
+    async def ListTrainingJobs(
+        self, request: pb.ListTrainingJobsRequest, context: Context
+    ) -> pb.ListTrainingJobsResponse:
+        """Return a page of jobs."""
+        page = PageRequest.parse(request.page_size, request.page_token, "jobs", request.filter)
+        jobs = await self._desk.list(page, request.filter)
+        return pb.ListTrainingJobsResponse(jobs=map(job_to_proto, jobs.items), next_page_token=jobs.next_token)
+
+    async def CancelTrainingJob(
+        self, request: pb.CancelTrainingJobRequest, context: Context
+    ) -> pb.CancelTrainingJobResponse:
+        """Ask a job to stop."""
+        name = JobName.parse(request.name)
+        violations = []
+        if request.mode not in _Mode.values():
+            violations.append(Violation("mode", "must be MODE_GRACEFUL or MODE_KILL"))
+        if len(request.reason) > LONGEST_REASON:
+            violations.append(Violation("reason", f"has {len(request.reason)} characters, at most {LONGEST_REASON}"))
+        if violations:
+            raise InvalidSpec(violations)
+        job = await self._desk.cancel(name, kill=request.mode == _Mode.MODE_KILL, reason=request.reason)
+        return pb.CancelTrainingJobResponse(job=job_to_proto(job))
+
+    async def ListTrainers(self, request: pb.ListTrainersRequest, context: Context) -> pb.ListTrainersResponse:
+        """Return a page of what can be trained."""
+        page = PageRequest.parse(request.page_size, request.page_token, "trainers")
+        families = [family for family in self._families.list() if page.after is None or family.name > page.after]
+        shown = page.page(families, [family.name for family in families])
+        return pb.ListTrainersResponse(trainers=map(trainer_to_proto, shown.items), next_page_token=shown.next_token)
+
+    async def _progress_frame(self, name: JobName, event: Event | None) -> bytes:
+        if event is None:
+            heartbeat = await self._heartbeat(name, "events")
+            return pb.StreamProgressResponse(heartbeat=heartbeat).SerializeToString()
+        happening = event.happening
+        ended = None
+        if isinstance(happening, StateChanged) and happening.to_state.is_terminal:
+            ended = job_to_proto(await self._desk.get(name))
+        return self._events.get(
+            name.job, event.sequence, lambda: pb.StreamProgressResponse(event=event_to_proto(event, ended))
+        )
+
+    async def _heartbeat(self, name: JobName, stream: Literal["events", "logs"]) -> pb.Heartbeat:
+        return pb.Heartbeat(
+            time=time_to_proto(datetime.now(UTC)), latest_sequence=await self._desk.latest(name, stream)
+        )
+
+
+def _cursor(after_sequence: int) -> int:
+    if after_sequence < 0:
+        raise InvalidSpec([Violation("after_sequence", "must not be negative")])
+    return after_sequence
+
+
+def _period(request: pb.StreamProgressRequest) -> float:
+    period: Duration = request.min_step_period
+    seconds = duration_from_proto(period)
+    if seconds < 0:
+        raise InvalidSpec([Violation("min_step_period", "must not be negative")])
+    return seconds

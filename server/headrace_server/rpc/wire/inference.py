@@ -1,0 +1,121 @@
+"""Predictions, between the contract's messages and the engine's values, both ways."""
+
+from dataclasses import dataclass
+
+from headrace.inference.v1 import inference_service_pb2 as pb
+from headrace.type.v1 import tensor_pb2
+
+from headrace_server.errors import InvalidName, InvalidSpec, InvalidTensor, Violation
+from headrace_server.inference.prediction import ModelStatus, Prediction, Provenance, Timing
+from headrace_server.names import ModelName
+from headrace_server.precision import Precision
+from headrace_server.rpc.status import status_of
+from headrace_server.rpc.wire.events import duration_to_proto
+from headrace_server.rpc.wire.tensors import num_values, spec_to_proto, tensor_to_proto, tensors_from_proto
+from headrace_server.tensors import Tensors
+
+PRIORITIES = range(-100, 101)
+MANY_VALUES = 16_384
+"""Reading or writing so many elements one by one takes about a millisecond: too long for the event loop."""
+
+_PRECISIONS = {precision: tensor_pb2.Precision.Value(f"PRECISION_{precision.name}") for precision in Precision}
+_Format = pb.PredictRequest.ContentFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A PredictRequest in the engine's words."""
+
+    name: ModelName
+    inputs: Tensors
+    output_names: tuple[str, ...]
+    priority: int
+    as_values: bool
+    """Whether the answer is to be readable."""
+
+
+def is_heavy(request: pb.PredictRequest) -> bool:
+    """Whether reading the request would hold up the event loop."""
+    return num_values(request.inputs.values()) > MANY_VALUES
+
+
+def is_heavy_answer(prediction: Prediction, as_values: bool) -> bool:
+    """Whether writing the answer would hold up the event loop."""
+    return as_values and sum(array.size for array in prediction.outputs.values()) > MANY_VALUES
+
+
+def question_from_proto(request: pb.PredictRequest) -> Question:
+    """Read a request.  Raises InvalidName, InvalidTensor or InvalidSpec with everything that is wrong at once."""
+    name: ModelName | None = None
+    unnamed: InvalidName | None = None
+    try:
+        name = ModelName.parse(request.model, "model")
+    except InvalidName as error:
+        unnamed = error
+    wrong: list[Violation] = []
+    if request.priority not in PRIORITIES:
+        wrong.append(Violation("priority", f"is {request.priority}, must lie between -100 and 100"))
+    if request.content_format not in _Format.values():
+        wrong.append(Violation("content_format", "is not a format that this server knows"))
+    inputs, misfits = tensors_from_proto(request.inputs)
+    if misfits:
+        raise InvalidTensor([*(unnamed.violations if unnamed else ()), *wrong, *misfits], request.model)
+    if wrong:
+        raise InvalidSpec([*(unnamed.violations if unnamed else ()), *wrong])
+    if name is None:
+        assert unnamed is not None
+        raise unnamed
+    return Question(name, inputs, tuple(request.output_names), request.priority, _wants_values(request))
+
+
+def prediction_to_proto(prediction: Prediction, *, as_values: bool) -> pb.PredictResponse:
+    """The answer with its timing and provenance."""
+    response = pb.PredictResponse(
+        model_version=str(prediction.version.name),
+        timing=_timing_to_proto(prediction.timing),
+        provenance=_provenance_to_proto(prediction.provenance),
+    )
+    for name, array in prediction.outputs.items():
+        response.outputs[name].CopyFrom(tensor_to_proto(array, as_values=as_values))
+    return response
+
+
+def status_to_proto(status: ModelStatus) -> pb.GetModelStatusResponse:
+    """How a model is."""
+    signature = status.version.signature
+    return pb.GetModelStatusResponse(
+        model_version=str(status.version.name),
+        readiness=pb.GetModelStatusResponse.Readiness.Value(f"READINESS_{status.readiness.name}"),
+        failure=status_of(status.failure) if status.failure is not None else None,
+        inputs=map(spec_to_proto, signature.inputs),
+        outputs=map(spec_to_proto, signature.outputs),
+        calls_in_flight=status.calls_in_flight,
+        backend=status.backend,
+    )
+
+
+def _wants_values(request: pb.PredictRequest) -> bool:
+    if request.content_format == _Format.CONTENT_FORMAT_UNSPECIFIED:
+        return any(tensor.WhichOneof("content") != "data" for tensor in request.inputs.values())
+    return request.content_format == _Format.CONTENT_FORMAT_VALUES
+
+
+def _timing_to_proto(timing: Timing) -> pb.Timing:
+    return pb.Timing(
+        queue=duration_to_proto(timing.queue_seconds),
+        assemble=duration_to_proto(timing.assemble_seconds),
+        compute=duration_to_proto(timing.compute_seconds),
+        respond=duration_to_proto(timing.respond_seconds),
+        batch_rows=timing.batch_rows,
+        batch_calls=timing.batch_calls,
+    )
+
+
+def _provenance_to_proto(provenance: Provenance) -> pb.Provenance:
+    return pb.Provenance(
+        artifact_digest=provenance.artifact_digest,
+        backend=provenance.backend,
+        precision=_PRECISIONS[provenance.precision],
+        device=provenance.device,
+        training_job=provenance.training_job,
+    )

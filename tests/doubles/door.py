@@ -1,0 +1,78 @@
+"""The real public server in front of doubles: only what is behind the door is made up."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub
+from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub
+from headrace_server.rpc.health import Health
+from headrace_server.rpc.interceptor import Interceptor
+from headrace_server.rpc.server import PUBLIC_SERVICES, bind, public_server
+from headrace_server.rpc.services.datasets import DatasetService
+from headrace_server.rpc.services.inference import InferenceService
+from headrace_server.rpc.services.models import ModelService
+from headrace_server.rpc.services.training import TrainingService
+from headrace_server.rpc.status import Statuses
+from headrace_server.settings import ServerSettings
+from headrace_server.telemetry.metrics import Metrics
+from headrace_server.trainers.catalogue import Families
+
+from tests.doubles.echo_engine import EchoEngine
+from tests.doubles.job_desk import JobDesk
+from tests.doubles.shelves import MemoryCatalog, MemoryRegistry
+
+
+@dataclass
+class Door:
+    """A server with doubles behind it, and a channel to it."""
+
+    desk: JobDesk
+    engine: EchoEngine
+    catalog: MemoryCatalog
+    registry: MemoryRegistry
+    metrics: Metrics
+    health: Health
+    closing: asyncio.Event
+    server: grpc.aio.Server
+    port: int
+    channel: grpc.aio.Channel
+    training: TrainingServiceStub = field(init=False)
+    inference: InferenceServiceStub = field(init=False)
+    models: ModelServiceStub = field(init=False)
+    datasets: DatasetServiceStub = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.training = TrainingServiceStub(self.channel)
+        self.inference = InferenceServiceStub(self.channel)
+        self.models = ModelServiceStub(self.channel)
+        self.datasets = DatasetServiceStub(self.channel)
+
+
+@asynccontextmanager
+async def open_door(desk: JobDesk | None = None, stream_window: int = 4, **settings: int) -> AsyncIterator[Door]:
+    """Serve on a free port until the block ends."""
+    metrics, closing, health = Metrics(), asyncio.Event(), Health(PUBLIC_SERVICES)
+    desk, engine, catalog, registry = desk or JobDesk(), EchoEngine(), MemoryCatalog(), MemoryRegistry()
+    server = public_server(
+        ServerSettings.model_validate(settings),
+        Interceptor(metrics, closing),
+        health,
+        training=TrainingService(desk, Families(plugins=())),
+        inference=InferenceService(engine, Statuses(metrics), closing, stream_window),
+        models=ModelService(registry, engine),
+        datasets=DatasetService(catalog, desk),
+    )
+    port = bind(server, "127.0.0.1", 0)
+    await server.start()
+    limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=limits) as channel:
+            yield Door(desk, engine, catalog, registry, metrics, health, closing, server, port, channel)
+    finally:
+        engine.release()
+        await server.stop(0)
