@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def cases(draw: st.DrawFn, *, to_batch: bool) -> Case:
     if draw(st.booleans()):
         row_counts = [*row_counts, draw(st.integers(100, 200))]
     spare = draw(st.integers(0, 3))
-    layouts = st.sampled_from(LAYOUTS) if row_shape or draw(st.booleans()) else st.just(contiguous)
+    layouts = st.sampled_from(LAYOUTS)
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
 
     def block(num_rows: int, dtype: np.dtype[np.generic], layout: Callable[[Array], Array]) -> Array:
@@ -161,7 +162,7 @@ def test_sources_of_different_types_meet_in_one_batch() -> None:
 def test_a_row_that_is_repeated_by_a_stride_of_zero_is_a_source_like_any_other() -> None:
     batch = np.zeros((5, 3), np.float32)
 
-    kernels.gather([np.broadcast_to(np.float32([1, 2, 3]), (5, 3))], batch)
+    kernels.gather([np.broadcast_to(np.array([1, 2, 3], np.float32), (5, 3))], batch)
 
     assert batch.tolist() == [[1, 2, 3]] * 5
 
@@ -208,7 +209,7 @@ def test_text_is_gathered_and_scattered_as_references() -> None:
 
 
 @pytest.mark.parametrize("face", [kernels, reference])
-def test_reference_and_kernel_refuse_the_same_things(face: "type[kernels]") -> None:
+def test_reference_and_kernel_refuse_the_same_things(face: Any) -> None:
     batch = np.zeros((2, 3), np.float32)
 
     with pytest.raises(ValueError, match="rows of shape"):

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +25,7 @@ def read_only() -> Array:
     return array
 
 
-REFUSED_GATHERS = {
+REFUSED_GATHERS: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "a list instead of an array": ([[1.0, 2.0]], batch(), TypeError, "must be a NumPy array, not list"),
     "nothing instead of an array": ([None], batch(), TypeError, "must be a NumPy array, not NoneType"),
     "one number instead of a sequence": (7, batch(), TypeError, "sequence"),
@@ -71,7 +72,7 @@ def test_a_gather_that_cannot_be_right_is_refused_with_a_sentence_and_writes_not
     before = np.array(into, copy=True)
 
     with pytest.raises(error, match=message):
-        _native.gather(sources, into)  # type: ignore[arg-type]
+        _native.gather(sources, into)
 
     assert np.array_equal(before, into)
 
@@ -81,7 +82,7 @@ def test_a_scatter_into_what_cannot_be_right_is_refused_with_a_sentence_too(case
     targets, source, error, _ = REFUSED_GATHERS[case]
 
     with pytest.raises((error, BufferError)):
-        _native.scatter(source, targets)  # type: ignore[arg-type]
+        _native.scatter(source, targets)
 
 
 def test_a_source_that_overlaps_the_batch_is_refused() -> None:
