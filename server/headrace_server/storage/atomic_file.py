@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -127,17 +128,18 @@ def remove_dead_drafts(drafts: Path) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with all its parents, durably.  Raises NotADirectoryError where a file is in the way."""
+    """Make a folder with all its parents, durably.
+
+    Raises NotADirectoryError where a file is in the way, FileNotFoundError where somebody removes it meanwhile.
+    """
     if folder.is_dir():
         return
     make_folder(folder.parent)
     try:
         folder.mkdir()
     except FileExistsError as error:
-        if not folder.is_dir():
+        if not stat.S_ISDIR(folder.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "a file is in the way", str(folder)) from error
-    except FileNotFoundError:  # the parent was removed meanwhile
-        make_folder(folder)
     else:
         sync_folder(folder.parent)
 
