@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
@@ -26,6 +27,12 @@ from tests.doubles.echo_engine import EchoEngine
 from tests.doubles.job_desk import JobDesk
 from tests.doubles.shelves import MemoryCatalog, MemoryRegistry
 
+if TYPE_CHECKING:
+    from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceAsyncStub
+    from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
+    from headrace.models.v1.model_service_pb2_grpc import ModelServiceAsyncStub
+    from headrace.training.v1.training_service_pb2_grpc import TrainingServiceAsyncStub
+
 
 @dataclass
 class Door:
@@ -41,10 +48,10 @@ class Door:
     server: grpc.aio.Server
     port: int
     channel: grpc.aio.Channel
-    training: TrainingServiceStub = field(init=False)
-    inference: InferenceServiceStub = field(init=False)
-    models: ModelServiceStub = field(init=False)
-    datasets: DatasetServiceStub = field(init=False)
+    training: "TrainingServiceAsyncStub" = field(init=False)
+    inference: "InferenceServiceAsyncStub" = field(init=False)
+    models: "ModelServiceAsyncStub" = field(init=False)
+    datasets: "DatasetServiceAsyncStub" = field(init=False)
 
     def __post_init__(self) -> None:
         self.training = TrainingServiceStub(self.channel)

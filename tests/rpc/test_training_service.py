@@ -1,0 +1,87 @@
+from typing import Any
+
+import grpc
+import pytest
+from headrace.training.v1 import training_job_pb2 as job_pb
+from headrace.training.v1 import training_service_pb2 as pb
+from headrace.training.v1 import training_spec_pb2 as spec_pb
+
+from tests.doubles.door import open_door
+from tests.doubles.job_desk import JobDesk, a_job
+
+
+async def test_a_request_reaches_the_desk_as_it_was_sent() -> None:
+    async with open_door(JobDesk(a_job())) as door:
+        answer = await door.training.StartTraining(
+            pb.StartTrainingRequest(
+                request_id="r1",
+                job_id="nightly",
+                labels={"team": "a"},
+                validate_only=True,
+                spec=spec_pb.TrainingSpec(dataset="datasets/d", tabular=spec_pb.TabularTrainer(target="y"), epochs=3),
+            )
+        )
+
+        request = door.desk.started[0]
+        assert (request.request_id, request.job_id, request.labels, request.validate_only) == (
+            "r1", "nightly", {"team": "a"}, True,
+        )  # fmt: skip
+        assert request.draft.recipe == {"length": {"kind": "epochs", "count": 3}}
+        assert answer.job.state == job_pb.TrainingJob.STATE_QUEUED
+
+
+async def test_jobs_are_listed_in_pages() -> None:
+    async with open_door(JobDesk(*(a_job(f"j{n}") for n in range(5)))) as door:
+        names: list[str] = []
+        token = ""
+        while True:
+            page = await door.training.ListTrainingJobs(pb.ListTrainingJobsRequest(page_size=2, page_token=token))
+            names += [job.name for job in page.jobs]
+            token = page.next_page_token
+            if not token:
+                break
+
+        assert names == [f"trainingJobs/j{n}" for n in range(5)]
+
+
+async def test_a_token_of_another_question_is_refused() -> None:
+    async with open_door(JobDesk(*(a_job(f"j{n}") for n in range(5)))) as door:
+        page = await door.training.ListTrainingJobs(pb.ListTrainingJobsRequest(page_size=2))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.training.ListTrainingJobs(
+                pb.ListTrainingJobsRequest(page_token=page.next_page_token, filter="state = RUNNING")
+            )
+
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_cancellation_carries_its_mode_and_reason() -> None:
+    async with open_door(JobDesk(a_job())) as door:
+        await door.training.CancelTrainingJob(
+            pb.CancelTrainingJobRequest(name="trainingJobs/j1", mode=pb.CancelTrainingJobRequest.MODE_KILL, reason="x")
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.training.CancelTrainingJob(
+                pb.CancelTrainingJobRequest(name="trainingJobs/j1", mode=9, reason="x" * 1001)  # type: ignore[arg-type]
+            )
+
+        assert [(kill, reason) for _, kill, reason in door.desk.cancelled] == [(True, "x")]
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_trainers_are_listed_in_pages_with_their_schemas() -> None:
+    async with open_door() as door:
+        first = await door.training.ListTrainers(pb.ListTrainersRequest(page_size=1))
+        rest = await door.training.ListTrainers(pb.ListTrainersRequest(page_token=first.next_page_token))
+
+        assert [trainer.name for trainer in (*first.trainers, *rest.trainers)] == ["image_classification", "tabular"]
+        properties: Any = rest.trainers[0].parameters_schema["properties"]
+        assert "target" in properties
+        assert not rest.next_page_token
+
+
+async def test_one_job_is_shown() -> None:
+    async with open_door(JobDesk(a_job())) as door:
+        shown = await door.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j1"))
+
+        assert shown.job.spec.tabular.target == "y"
