@@ -1,0 +1,160 @@
+"""What the end of a worker means for its job: over, or to be continued by another worker.
+
+Plain functions on an amendment; whoever calls them has seen to it that no process of the worker is left where that
+matters.
+"""
+
+from dataclasses import dataclass
+
+from headrace_server.names import ModelName
+from headrace_server.training.amendment import Amendment
+from headrace_server.training.events import ModelRegistered
+from headrace_server.training.job import Failure, Job
+from headrace_server.training.recording import LONGEST_LAST_LINE, MOST_LAST_LINES, begin_finalizing
+from headrace_server.training.session import Outcome, TrainerEnded
+from headrace_server.training.states import JobState
+
+# Kinds of errors that a trainer names and that the contract has a word for.
+_REASONS = {"InvalidDataset": "INVALID_DATASET", "DeviceOutOfMemory": "DEVICE_OUT_OF_MEMORY"}
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A worker that was given up: it never came, it went silent, or it did not end in time."""
+
+    description: str
+    """For people: "the worker was silent for 4 s"."""
+    counts: bool = True
+    """Whether it counts against the job's restarts."""
+    last_lines: tuple[str, ...] = ()
+    """What its agent wrote last, when it never said anything itself."""
+    num_killed: int = 0
+
+
+def is_final(job: Job, silence: Silence, *, is_leaving: bool) -> bool:
+    """Whether giving up a worker ends the job: its processes must then be gone before that is said."""
+    return job.state is JobState.CANCELLING or is_leaving or (silence.counts and job.restarts >= job.spec.max_restarts)
+
+
+def conclude_success(amendment: Amendment, version: ModelName) -> None:
+    """The result is registered: say so, and end the job.  A job that was cancelled meanwhile stays cancelled."""
+    if amendment.job.state is JobState.CANCELLING:
+        _cancel(amendment, 0)
+        return
+    begin_finalizing(amendment)
+    amendment.note_step(model_version=str(version))
+    amendment.append(ModelRegistered(model_version=str(version)))
+    amendment.move(JobState.SUCCEEDED, "MODEL_REGISTERED", f"registered as {version}")
+
+
+def conclude_end(amendment: Amendment, ended: TrainerEnded, *, is_leaving: bool) -> None:
+    """A trainer ended, other than by finishing its work."""
+    if amendment.job.state is JobState.CANCELLING:
+        _cancel(amendment, ended.num_killed)
+        return
+    match ended.outcome:
+        case Outcome.FAILED:
+            _fail(amendment, ended)
+        case Outcome.STOPPED:
+            # Only a server asks a trainer to stop; when it is not this one, it is one that has left since.
+            _suspend(amendment)
+        case Outcome.DIED if is_leaving:
+            _suspend(amendment)
+        case Outcome.DIED | Outcome.FINISHED:
+            _lose(amendment, "TRAINER_DIED", _describe(ended), _evidence(ended))
+
+
+def conclude_silence(amendment: Amendment, silence: Silence, *, is_leaving: bool) -> None:
+    """A worker was given up."""
+    if amendment.job.state is JobState.CANCELLING:
+        _cancel(amendment, silence.num_killed)
+    elif is_leaving:
+        _suspend(amendment)
+    elif not silence.counts:
+        amendment.move(JobState.RECOVERING, "WORKER_LOST", f"{silence.description}; {_next(amendment.job)}")
+    else:
+        evidence = {
+            "exit_code": "",
+            "signal": "",
+            "out_of_memory": "false",
+            "num_killed": str(silence.num_killed),
+            "last_lines": _join(silence.last_lines),
+        }
+        _lose(amendment, "WORKER_LOST", silence.description, evidence)
+
+
+def conclude_refusal(amendment: Amendment, reason: str, failure: Failure) -> None:
+    """The job cannot go on for a reason of its own, such as a data set that is gone."""
+    if amendment.job.state.is_terminal:
+        return
+    if amendment.job.state is JobState.CANCELLING:
+        _cancel(amendment, 0)
+    else:
+        amendment.fail(reason, failure)
+
+
+def describe_killed(num_killed: int) -> str:
+    """How many processes had to be killed, for people."""
+    match num_killed:
+        case 0:
+            return "no process had to be killed"
+        case 1:
+            return "1 process had to be killed"
+        case _:
+            return f"{num_killed} processes had to be killed"
+
+
+def _cancel(amendment: Amendment, num_killed: int) -> None:
+    amendment.move(JobState.CANCELLED, "CANCELLED", f"stopped on request; {describe_killed(num_killed)}")
+
+
+def _suspend(amendment: Amendment) -> None:
+    message = f"the server that looked after the worker left; {_next(amendment.job)}"
+    amendment.move(JobState.RECOVERING, "SERVER_DRAINING", message)
+
+
+def _fail(amendment: Amendment, ended: TrainerEnded) -> None:
+    reason = _REASONS.get(ended.error, "TRAINER_FAILED")
+    message = f"{ended.error or 'the trainer'}: {ended.message or 'failed without a message'}"
+    failure = Failure(reason=reason, message=message, metadata={"error": ended.error, **_evidence(ended)})
+    amendment.fail("TRAINER_FAILED", failure)
+
+
+def _lose(amendment: Amendment, reason: str, description: str, evidence: dict[str, str]) -> None:
+    """Count a lost worker, and let another continue, if the job may have one more."""
+    job = amendment.job
+    if job.restarts >= job.spec.max_restarts:
+        message = f"{description}; the job has used up its {job.spec.max_restarts} restarts"
+        metadata = {**evidence, "restarts": str(job.restarts)}
+        amendment.fail("RESTARTS_EXHAUSTED", Failure(reason="WORKER_LOST", message=message, metadata=metadata))
+        return
+    amendment.note_step(restarts=job.restarts + 1)
+    restart = f"restart {job.restarts + 1} of {job.spec.max_restarts}"
+    amendment.move(JobState.RECOVERING, reason, f"{description}; {_next(job)} ({restart})")
+
+
+def _next(job: Job) -> str:
+    if job.latest_checkpoint is None:
+        return "another begins again, there being no checkpoint yet"
+    return f"another continues from the checkpoint at step {job.latest_checkpoint.step}"
+
+
+def _describe(ended: TrainerEnded) -> str:
+    if ended.outcome is Outcome.FINISHED:
+        return "the trainer finished without an export"
+    how = f"was ended by {ended.signal}" if ended.signal else f"exited with code {ended.exit_code} without a word"
+    return f"the trainer {how}{' because memory ran out' if ended.out_of_memory else ''}"
+
+
+def _evidence(ended: TrainerEnded) -> dict[str, str]:
+    return {
+        "exit_code": "" if ended.exit_code is None else str(ended.exit_code),
+        "signal": ended.signal,
+        "out_of_memory": str(ended.out_of_memory).lower(),
+        "num_killed": str(ended.num_killed),
+        "last_lines": _join(ended.last_lines),
+    }
+
+
+def _join(lines: tuple[str, ...]) -> str:
+    return "\n".join(line[:LONGEST_LAST_LINE] for line in lines[-MOST_LAST_LINES:])

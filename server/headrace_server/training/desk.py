@@ -1,0 +1,317 @@
+"""The desk of training: takes jobs in, shows them, cancels them, and sees to it that each gets its turn.
+
+Everything else of this folder is behind it.  Knows no wire.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from headrace_server.database.database import Database
+from headrace_server.errors import (
+    Draining,
+    HeadraceError,
+    IllegalTransition,
+    InvalidSpec,
+    NameTaken,
+    Violation,
+    WorkerFenced,
+)
+from headrace_server.launchers.launcher import CannotKill, Launcher
+from headrace_server.names import JobName, is_id, new_job_id
+from headrace_server.pages import Page, PageRequest
+from headrace_server.settings import TrainingSettings
+from headrace_server.storage.blob_store import BlobStore
+from headrace_server.telemetry.metrics import Metrics
+from headrace_server.training.admission import Admission
+from headrace_server.training.amendment import Amendment
+from headrace_server.training.draft import StartRequest
+from headrace_server.training.events import Event, LogEntry
+from headrace_server.training.filter import parse_filter
+from headrace_server.training.goods import Datasets, KnownFamilies, Models
+from headrace_server.training.job import Job
+from headrace_server.training.jobs import JobStore
+from headrace_server.training.journals import Journals, Stream
+from headrace_server.training.leftovers import Leftovers
+from headrace_server.training.owned_tasks import OwnedTasks
+from headrace_server.training.publication import Publisher
+from headrace_server.training.queue import JobQueue
+from headrace_server.training.session import WorkerHello, WorkerSession
+from headrace_server.training.spec import TrainingSpec
+from headrace_server.training.states import JobState
+from headrace_server.training.supervisor import Means, Supervisor
+from headrace_server.training.workers import Workers
+
+LONGEST_REASON = 1000
+NEW_ID_TRIES = 5
+
+log = structlog.get_logger()
+
+
+class TrainingDesk:
+    """All of training, for the doors of the house."""
+
+    def __init__(
+        self,
+        database: Database,
+        datasets: Datasets,
+        models: Models,
+        store: BlobStore,
+        launcher: Launcher,
+        families: KnownFamilies,
+        settings: TrainingSettings,
+        metrics: Metrics,
+        *,
+        worker_address: str,
+        workspaces: Path,
+        store_root: Path,
+        quiet_seconds: float,
+        has_gpu: Callable[[], bool],
+    ) -> None:
+        """`quiet_seconds`: after how long with nothing to say a reader gets None (`server.heartbeat_seconds`).
+
+        `worker_address` is where agents dial, `workspaces` the folder in which each has one of its own, `store_root`
+        the folder of the store that they share.
+        """
+        self._settings = settings
+        self._metrics = metrics
+        self._quiet_seconds = quiet_seconds
+        self._admission = Admission(families, datasets, has_gpu)
+        self._queue = JobQueue(settings.queue_limit)
+        self._tasks = OwnedTasks()
+        self._journals = Journals(database, metrics)
+        self._jobs = JobStore(database, self._journals, settings, metrics)
+        self._workers = Workers(
+            launcher, settings, worker_address=worker_address, workspaces=workspaces, store_root=store_root
+        )
+        self._leftovers = Leftovers(store, models)
+        publisher = Publisher(store, models)
+        self._means = Means(
+            self._jobs, self._workers, publisher, self._leftovers, datasets, settings, metrics, self._tasks
+        )
+        self._supervisors: dict[str, Supervisor] = {}
+        self._turns: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+
+    # Beginning and end.
+
+    async def open(self) -> None:
+        """Go on where an earlier process left: jobs that wait, wait again; workers may come back; nothing is lost.
+
+        Open the door for workers soon afterwards: they have a few leases to come back.
+        """
+        for job in await self._jobs.live():
+            if job.state.has_worker:
+                self._supervise(job.id)
+            else:
+                self._queue.put(job)
+        self._fill_turns()
+        self._tasks.run(self._sweep())
+
+    async def drain(self) -> None:
+        """Give out no more turns, let workers checkpoint and end (or leave them alone), then end all readers.
+
+        Takes at most a little longer than the grace period of a worker.
+        """
+        self._is_draining = True
+        suspend = self._settings.on_shutdown == "suspend"
+        for supervisor in self._supervisors.values():
+            supervisor.leave(suspend=suspend)
+        if self._turns:
+            seconds = self._settings.cancel_grace_seconds + 3 * self._settings.lease_seconds
+            _, late = await asyncio.wait(self._turns, timeout=seconds)
+            if late:
+                log.warning("training.drained_late", workers=len(late))
+        self._journals.drain()
+
+    async def close(self) -> None:
+        """Stop everything of this process; workers that still run are left alone.  May be called without `drain`."""
+        self._is_draining = True
+        self._journals.drain()
+        for supervisor in self._supervisors.values():
+            supervisor.close()
+        await self._tasks.close()
+        await self._jobs.close()
+
+    # What callers ask for.
+
+    async def start(self, request: StartRequest) -> Job:
+        """Admit one job: durable when this returns, or exactly as it was when it raises.
+
+        The same request id with the same body returns the same job.
+
+        Raises InvalidSpec with every violation, DatasetNotFound, RequestIdReused, NameTaken, QueueFull, Draining.
+        """
+        if self._is_draining:
+            raise Draining
+        if request.request_id and not request.validate_only:
+            known = await self._jobs.find_request(request.request_id, request.body_digest)
+            if known is not None:
+                return known
+        spec = await self._admission.admit(request)
+        if request.validate_only:
+            return await self._rehearse(request, spec)
+        with self._queue.reserve():
+            return await self._tasks.finish(self._create(request, spec))
+
+    async def get(self, name: JobName) -> Job:
+        """One job as it is now.  Raises JobNotFound."""
+        return (await self._jobs.get(name.job)).job
+
+    async def list(self, page: PageRequest, filter: str) -> Page[Job]:  # noqa: A002 - the contract's word
+        """A page of jobs, newest first; `filter` as in `filter.py`.  Raises InvalidSpec, InvalidPageToken."""
+        return await self._jobs.list(page, parse_filter(filter))
+
+    async def cancel(self, name: JobName, *, kill: bool, reason: str) -> Job:
+        """Ask a live job to stop and return it as it is then: CANCELLING, or CANCELLED when it has no worker.
+
+        Repeating is harmless, and a kill may follow.  Raises JobNotFound, InvalidSpec, IllegalTransition once over.
+        """
+        if len(reason) > LONGEST_REASON:
+            raise InvalidSpec([Violation("reason", f"must be at most {LONGEST_REASON} characters")])
+        return await self._tasks.finish(self._cancel(name, kill, reason))
+
+    async def live_job_using(self, dataset: str) -> Job | None:
+        """A job that is not over and trains on the data set of that id; None when there is none."""
+        return await self._jobs.live_job_using(dataset)
+
+    def follow(self, name: JobName, after_sequence: int) -> AsyncIterator[Event | None]:
+        """Every event after the cursor, each exactly once, in order; None after each quiet time.
+
+        Ends after the event that ends the job.  Raises JobNotFound, InvalidSpec, CursorExpired, CursorAhead, Draining.
+        """
+        return self._journals.follow_events(name.job, after_sequence, self._quiet_seconds)
+
+    def follow_logs(self, name: JobName, after_sequence: int) -> AsyncIterator[LogEntry | None]:
+        """Every line of the log after the cursor, under the rules of `follow`."""
+        return self._journals.follow_logs(name.job, after_sequence, self._quiet_seconds)
+
+    async def latest(self, name: JobName, stream: Stream) -> int:
+        """The sequence of the newest entry of a stream, 0 before the first.  Raises JobNotFound."""
+        return await self._journals.latest(name.job, stream)
+
+    # What agents ask for.
+
+    async def attach(self, hello: WorkerHello) -> WorkerSession:
+        """Connect the agent of a job's newest attempt.  Raises WorkerFenced, JobNotFound, Draining."""
+        if supervisor := self._supervisors.get(hello.job.job):
+            return await supervisor.attach(hello)
+        stored = await self._jobs.get(hello.job.job)
+        if self._is_draining and stored.job.state.has_worker:
+            raise Draining
+        raise WorkerFenced(hello.attempt, stored.attempt.number + 1)
+
+    # The rest.
+
+    async def _create(self, request: StartRequest, spec: TrainingSpec) -> Job:
+        for _ in range(NEW_ID_TRIES):
+            job = _new_job(request, spec)
+            try:
+                job, is_new = await self._jobs.create(job, request.body_digest)
+            except NameTaken:
+                if request.job_id:
+                    raise
+                continue  # two ids of the same second are the same once in four thousand million times
+            if is_new and not self._is_draining:
+                self._queue.put(job)
+                self._fill_turns()
+            return job
+        raise NameTaken(str(job.name))
+
+    async def _rehearse(self, request: StartRequest, spec: TrainingSpec) -> Job:
+        job = _new_job(request, spec)
+        if request.job_id and await self._jobs.exists(job.id):
+            raise NameTaken(str(job.name))
+        return job
+
+    async def _cancel(self, name: JobName, kill: bool, reason: str) -> Job:
+        supervisor = self._supervisors.get(name.job)
+        if supervisor is None:
+            job = await self._jobs.amend(name.job, lambda it: _cancel(it, reason, is_clear=False))
+            self._queue.remove(job.id)
+            self._metrics.queued_jobs.set(len(self._queue))
+            # It may have got its turn meanwhile; and one that waits to be continued may have processes left.
+            supervisor = self._supervisors.get(name.job)
+            if supervisor is None and not job.state.is_terminal and not self._is_draining:
+                supervisor = self._supervise(job.id)
+        else:
+            async with supervisor.deciding:
+                clear = supervisor
+                job = await self._jobs.amend(name.job, lambda it: _cancel(it, reason, is_clear=clear.is_clear))
+        if supervisor is not None:
+            supervisor.stop(kill=kill)
+        return job
+
+    def _fill_turns(self) -> None:
+        while not self._is_draining and len(self._supervisors) < self._settings.max_running_jobs:
+            if (job := self._queue.take()) is None:
+                break
+            self._supervise(job)
+        self._metrics.queued_jobs.set(len(self._queue))
+
+    def _supervise(self, job: str) -> Supervisor:
+        supervisor = Supervisor(job, self._means)
+        self._supervisors[job] = supervisor
+        turn = self._tasks.run(self._give_turn(job, supervisor))
+        self._turns.add(turn)
+        turn.add_done_callback(self._turns.discard)
+        self._metrics.active_jobs.set(len(self._supervisors))
+        return supervisor
+
+    async def _give_turn(self, job: str, supervisor: Supervisor) -> None:
+        await supervisor.run()
+        if self._is_draining:
+            return  # the supervisor stays, for what its worker may still say
+        self._tasks.run(self._end_turn(job, supervisor))
+
+    async def _end_turn(self, job: str, supervisor: Supervisor) -> None:
+        del self._supervisors[job]
+        self._metrics.active_jobs.set(len(self._supervisors))
+        self._fill_turns()
+        await supervisor.clean_up()
+
+    async def _sweep(self) -> None:
+        """Finish cleaning up after jobs that were over when an earlier process ended."""
+        for job in await self._workers.jobs_with_folders():
+            if job in self._supervisors or not is_id(job):
+                continue
+            try:
+                if not await self._jobs.exists(job):
+                    continue
+                stored = await self._jobs.get(job)
+                if stored.job.state.is_terminal:
+                    await self._workers.remove(job, stored.attempt)
+                    await self._leftovers.sweep(stored.job)
+                    await self._workers.remove_job(job)
+            except (HeadraceError, OSError, CannotKill) as error:
+                log.warning("training.not_cleaned_up", job=job, error=repr(error))
+
+
+def _new_job(request: StartRequest, spec: TrainingSpec) -> Job:
+    return Job(
+        id=request.job_id or new_job_id(),
+        spec=spec,
+        labels=request.labels,
+        request_id=request.request_id,
+        state=JobState.QUEUED,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _cancel(amendment: Amendment, reason: str, *, is_clear: bool) -> Job:
+    """Cancel a job at once when it has no worker, else begin to.  Raises IllegalTransition when it is over."""
+    job = amendment.job
+    because = f": {reason}" if reason else ""
+    if job.state.is_terminal:
+        raise IllegalTransition(str(job.name), job.state, "cancel")
+    if job.state is JobState.QUEUED:
+        amendment.move(JobState.CANCELLED, "CANCELLED", f"cancelled before it began{because}")
+    elif job.state is JobState.RECOVERING and is_clear:
+        message = f"cancelled while it had no worker, so no process had to be killed{because}"
+        amendment.move(JobState.CANCELLED, "CANCELLED", message)
+    elif job.state is not JobState.CANCELLING:
+        amendment.move(JobState.CANCELLING, "CANCEL_REQUESTED", f"asked to stop{because}")
+    return amendment.job

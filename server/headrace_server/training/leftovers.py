@@ -1,0 +1,52 @@
+"""Removes from the store what no job needs any more: old checkpoints, and exports that were never registered.
+
+A job keeps its newest checkpoint, to continue from, and its best.  What cannot be removed now is removed when the job
+is over, or at the next start.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from headrace_server.errors import HeadraceError
+from headrace_server.names import ModelName
+from headrace_server.storage.blob_store import BlobStore
+from headrace_server.training.goods import Models
+from headrace_server.training.job import Job
+from headrace_server.training.workers import checkpoint_prefix
+
+log = structlog.get_logger()
+
+
+class Leftovers:
+    """What is in the store below `checkpoints/{job}/` and `exports/{job}/`."""
+
+    def __init__(self, store: BlobStore, models: Models) -> None:
+        self._store = store
+        self._models = models
+
+    async def remove_checkpoints(self, job: str, uris: Iterable[str]) -> None:
+        """Remove checkpoints that others have replaced, by the keys of their manifests."""
+        for uri in uris:
+            if not uri.startswith(checkpoint_prefix(job)):
+                continue
+            try:
+                await self._store.delete_all(_unit(uri))
+            except (HeadraceError, OSError) as error:
+                log.warning("training.checkpoint_not_removed", job=job, uri=uri, error=str(error))
+
+    async def sweep(self, job: Job) -> None:
+        """Remove everything of a job that is over except its newest and best checkpoints and what is registered."""
+        checkpoints = (job.latest_checkpoint, job.best_checkpoint)
+        kept = {_unit(checkpoint.uri) for checkpoint in checkpoints if checkpoint is not None}
+        if job.model_version:
+            version = await self._models.resolve(ModelName.parse(job.model_version))
+            kept |= {_unit(artifact.key) for artifact in version.artifacts}
+        for prefix in (checkpoint_prefix(job.id), f"exports/{job.id}/"):
+            for unit in sorted({_unit(key) for key in await self._store.list(prefix)} - kept):
+                await self._store.delete_all(unit)
+
+
+def _unit(key: str) -> str:
+    """The folder of one checkpoint, or of one worker's export: the first three parts of a key below it."""
+    return "/".join(key.split("/")[:3]) + "/"

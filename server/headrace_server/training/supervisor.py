@@ -1,0 +1,402 @@
+"""Looks after one job from its turn to its end: gives it a worker, hears the worker, replaces one that is lost.
+
+The database is the truth and is asked at every turn, so that a supervisor can begin in whatever state another server
+process has left the job.  What the end of a worker means is decided in `conclusion.py`.
+"""
+
+import asyncio
+import hmac
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace_server.datasets.dataset import DatasetVersion
+from headrace_server.errors import DatasetNotFound, Draining, HeadraceError, Invalid, Overloaded, WorkerFenced
+from headrace_server.launchers.launcher import CannotKill, CannotLaunch
+from headrace_server.names import DatasetName
+from headrace_server.settings import TrainingSettings
+from headrace_server.telemetry.metrics import Metrics
+from headrace_server.training.amendment import Amendment
+from headrace_server.training.attempt import Attempt
+from headrace_server.training.conclusion import (
+    Silence,
+    conclude_end,
+    conclude_refusal,
+    conclude_silence,
+    conclude_success,
+    is_final,
+)
+from headrace_server.training.events import CheckpointSaved
+from headrace_server.training.goods import Datasets
+from headrace_server.training.job import Failure, Job
+from headrace_server.training.jobs import JobStore
+from headrace_server.training.leftovers import Leftovers
+from headrace_server.training.owned_tasks import OwnedTasks
+from headrace_server.training.publication import Publisher
+from headrace_server.training.recording import record
+from headrace_server.training.rows import StoredJob
+from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerReport, WorkerSession
+from headrace_server.training.states import JobState
+from headrace_server.training.watch import Order, Watch
+from headrace_server.training.workers import Workers
+
+LONGEST_PAUSE_SECONDS = 30.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every supervisor works with."""
+
+    jobs: JobStore
+    workers: Workers
+    publisher: Publisher
+    leftovers: Leftovers
+    datasets: Datasets
+    settings: TrainingSettings
+    metrics: Metrics
+    tasks: OwnedTasks
+    clock: Callable[[], float] = time.monotonic
+
+
+class Supervisor:
+    """Looks after one job; it is its sessions' ReportSink."""
+
+    def __init__(self, job: str, means: Means) -> None:
+        self.deciding = asyncio.Lock()
+        """Held while the job's end is being decided: what is cancelled is not registered, and the other way round."""
+        self._job = job
+        self._means = means
+        self._watch: Watch | None = None
+        self._order = Order.NONE
+        self._is_leaving = False
+        self._is_closed = False
+        self._is_clear = False
+        self._num_setbacks = 0
+        self._fault = ""
+        self._bell = asyncio.Event()
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is certain that no process of any worker of this job is left."""
+        return self._is_clear
+
+    async def run(self) -> None:
+        """Look after the job until it is over, or until the server leaves."""
+        while True:
+            try:
+                if await self._take_turn():
+                    return
+            except (Overloaded, SQLAlchemyError, OSError, CannotKill) as error:  # the world's: it may pass
+                self._num_setbacks += 1
+                log.warning("training.supervision_delayed", job=self._job, error=repr(error))
+                await self._pause(self._delay_seconds(self._num_setbacks), self._bell)
+            except Exception:  # our own fault: the job must not hang because of it
+                self._num_setbacks += 1
+                self._fault = uuid.uuid4().hex[:8]
+                log.exception("training.supervision_failed", job=self._job, error_id=self._fault)
+                await self._pause(self._delay_seconds(self._num_setbacks), self._bell)
+
+    async def clean_up(self) -> None:
+        """Remove what is left of a job that is over.  What cannot be removed now is removed at the next start."""
+        stored = await self._means.jobs.get(self._job)
+        if not stored.job.state.is_terminal:
+            return
+        try:
+            if self._watch is not None:  # an agent that has just been told that all is well ends by itself
+                await self._watch.wait_until_gone(self._means.settings.lease_seconds)
+                self._watch.fence(self._watch.attempt.number + 1)
+            await self._means.workers.remove(self._job, stored.attempt)
+            await self._means.leftovers.sweep(stored.job)
+            await self._means.workers.remove_job(self._job)
+        except (HeadraceError, CannotKill, SQLAlchemyError, OSError) as error:
+            log.warning("training.not_cleaned_up", job=self._job, error=repr(error))
+
+    def stop(self, *, kill: bool) -> None:
+        """Pass on that the job was cancelled."""
+        self._give_order(Order.KILL if kill else Order.GRACEFUL)
+
+    def leave(self, *, suspend: bool) -> None:
+        """The server leaves: let the worker checkpoint and end, or leave it alone."""
+        self._is_leaving = True
+        if suspend:
+            self._give_order(Order.GRACEFUL)
+        elif self._watch is not None:
+            self._watch.leave()
+        self._ring()
+
+    def close(self) -> None:
+        """Refuse what workers say from now on; they will say it to the next server."""
+        self._is_closed = True
+
+    # The worker's side.
+
+    async def attach(self, hello: WorkerHello) -> WorkerSession:
+        """Connect the agent of the newest attempt.  Raises WorkerFenced, Draining."""
+        watch = self._watch
+        if self._is_closed or (self._is_leaving and self._order is Order.NONE):
+            raise Draining
+        if watch is None or hello.attempt != watch.attempt.number:
+            raise WorkerFenced(hello.attempt, await self._current_attempt())
+        if not hmac.compare_digest(hello.token.encode(), watch.attempt.token.encode()):
+            raise WorkerFenced(hello.attempt, watch.attempt.number + 1)
+        watch.renew()
+
+        def welcome(amendment: Amendment) -> int:
+            amendment.check_worker(hello.attempt)
+            if (amendment.attempt.pid, amendment.attempt.host) != (hello.pid, hello.host):
+                amendment.note_worker(pid=hello.pid, host=hello.host)
+            return amendment.attempt.acknowledged
+
+        acknowledged = await self._means.jobs.amend(self._job, welcome)
+        if self._watch is not watch:  # it was given up in that moment
+            raise WorkerFenced(hello.attempt, hello.attempt + 1)
+        self._num_setbacks = 0
+        session = WorkerSession(self, hello.attempt, acknowledged)
+        watch.welcome(session)
+        log.info("training.worker_attached", job=self._job, attempt=hello.attempt, acknowledged=acknowledged)
+        return session
+
+    async def keep(self, session: WorkerSession, reports: Sequence[WorkerReport]) -> int:
+        """Make reports durable.  See ReportSink."""
+        if self._is_closed:
+            raise Draining
+        watch = self._watch_of(session)
+        watch.renew()
+
+        def take(amendment: Amendment) -> tuple[int, TrainerEnded | None, set[str]]:
+            before = _checkpoints(amendment.job)
+            acknowledged = record(amendment, session.attempt, reports)
+            saved = {event.happening.uri for event in amendment.events if isinstance(event.happening, CheckpointSaved)}
+            return acknowledged, amendment.attempt.ended, (before | saved) - _checkpoints(amendment.job)
+
+        acknowledged, ended, replaced = await self._means.jobs.amend(self._job, take)
+        watch.renew()
+        self._observe_lag(reports)
+        if replaced:
+            self._means.tasks.run(self._means.leftovers.remove_checkpoints(self._job, sorted(replaced)))
+        if ended is not None:
+            watch.note_end(ended)
+        return acknowledged
+
+    def note_life(self, session: WorkerSession, trainer_pid: int) -> None:
+        """Renew the lease.  See ReportSink."""
+        watch = self._watch
+        if watch is None or watch.session is not session:
+            return
+        watch.renew()
+        if trainer_pid != watch.attempt.trainer_pid:
+            watch.attempt = watch.attempt.model_copy(update={"trainer_pid": trainer_pid})
+            if not self._is_closed:
+                self._means.tasks.run(self._keep_trainer_pid(session.attempt, trainer_pid))
+
+    def note_gone(self, session: WorkerSession) -> None:
+        """Forget a connection; the lease goes on.  See ReportSink."""
+        if self._watch is not None:
+            self._watch.note_gone(session)
+
+    # The job's side.
+
+    async def _take_turn(self) -> bool:
+        """Do the next thing that the job needs, to its end; returns whether there is nothing more to do."""
+        bell = self._bell  # taken before looking, so that no order is missed
+        stored = await self._means.jobs.get(self._job)
+        job, attempt = stored.job, stored.attempt
+        if job.state.is_terminal:
+            return True
+        if self._fault:
+            await self._fail_internally(attempt)
+            return False
+        if job.state.has_worker:
+            return await self._look_after(job, attempt)
+        if self._is_leaving:
+            return True
+        if job.state is JobState.RECOVERING and not self._is_clear:
+            await self._means.workers.remove(self._job, attempt)
+            self._is_clear = True
+        if attempt.number > 0 and await self._pause(self._delay_seconds(max(job.restarts, self._num_setbacks)), bell):
+            return False  # something has changed
+        await self._launch(job)
+        return False
+
+    async def _launch(self, job: Job) -> None:
+        try:
+            dataset = await self._means.datasets.version(DatasetName.parse(job.spec.dataset))
+        except DatasetNotFound as error:
+            await self._refuse("DATASET_NOT_FOUND", error)
+            return
+        token = secrets.token_urlsafe(32)
+
+        def begin(amendment: Amendment) -> bool:
+            if amendment.job.state not in (JobState.QUEUED, JobState.RECOVERING):
+                return False  # it was cancelled meanwhile
+            self._is_clear = False
+            if amendment.attempt.number == 0:
+                waited = (amendment.now - amendment.job.created_at).total_seconds()
+                self._means.metrics.job_queue_seconds.observe(max(0.0, waited))
+            amendment.begin_attempt(token)
+            amendment.move(JobState.PREPARING, "WORKER_STARTED", f"worker {amendment.attempt.number} starts")
+            return True
+
+        if await self._means.jobs.amend(self._job, begin):
+            await self._start_worker(dataset)
+
+    async def _start_worker(self, dataset: DatasetVersion) -> None:
+        stored = await self._means.jobs.get(self._job)
+        watch = self._adopt(stored.attempt, is_fresh=True)
+        try:
+            await self._means.workers.start(stored.job, stored.attempt, dataset)
+        except CannotLaunch as error:
+            await self._conclude(watch, Silence(f"the worker could not be started: {error}"))
+        except OSError as error:  # a full disk, for example: not the job's doing
+            self._num_setbacks += 1
+            await self._conclude(watch, Silence(f"the worker could not be started: {error}", counts=False))
+
+    async def _look_after(self, job: Job, attempt: Attempt) -> bool:
+        """Wait for the end of the worker and act on it; returns whether the server leaves the worker alone."""
+        if job.state is JobState.CANCELLING:
+            if self._is_clear:
+                await self._conclude(None, Silence("no worker is left"))
+                return False
+            self._give_order(Order.GRACEFUL)
+        watch = self._watch or self._adopt(attempt, is_fresh=False)
+        end = await watch.end()
+        if end is None:
+            return True
+        await self._conclude(watch, end)
+        return False
+
+    def _adopt(self, attempt: Attempt, *, is_fresh: bool) -> Watch:
+        watch = Watch(attempt, self._means.settings, self._means.clock, is_fresh=is_fresh)
+        if self._order is not Order.NONE:
+            watch.stop(self._order)
+        elif self._is_leaving:
+            watch.leave()
+        self._watch = watch
+        return watch
+
+    async def _conclude(self, watch: Watch | None, end: TrainerEnded | Silence) -> None:
+        async with self.deciding:
+            before = await self._means.jobs.get(self._job)
+            match end:
+                case TrainerEnded(outcome=Outcome.FINISHED) if _has_result(before):
+                    after = await self._finish(before)
+                case TrainerEnded():
+                    after = await self._amend(lambda it: conclude_end(it, end, is_leaving=self._is_leaving))
+                case Silence():
+                    after = await self._give_up(before.job, watch, end)
+        if after.restarts > before.job.restarts:
+            cause = "died" if isinstance(end, TrainerEnded) else "silent"
+            self._means.metrics.worker_restarts.labels(cause).inc()
+        if after.state is JobState.RECOVERING and watch is not None:
+            watch.fence(watch.attempt.number + 1)
+            self._watch = None
+
+    async def _finish(self, stored: StoredJob) -> Job:
+        try:
+            version = (await self._means.publisher.publish(stored.job, stored.attempt)).name
+        except Invalid as error:
+            return await self._refuse("TRAINER_FAILED", error)
+        return await self._amend(lambda it: conclude_success(it, version))
+
+    async def _give_up(self, job: Job, watch: Watch | None, silence: Silence) -> Job:
+        """Take the job from a silent worker.
+
+        Where another is to continue, that is said first, and the old one's processes are removed before the next is
+        launched; where the job is over by that, they are removed first.
+        """
+        if watch is not None:
+            silence = replace(silence, last_lines=await self._means.workers.last_lines(self._job, watch.attempt))
+            if is_final(job, silence, is_leaving=self._is_leaving):
+                num_killed = await self._means.workers.remove(self._job, watch.attempt)
+                silence = replace(silence, num_killed=num_killed)
+
+        def conclude(amendment: Amendment) -> None:
+            if amendment.attempt.ended is None:  # else it has come back and said how it ended: that counts
+                conclude_silence(amendment, silence, is_leaving=self._is_leaving)
+
+        return await self._amend(conclude)
+
+    async def _refuse(self, reason: str, error: DatasetNotFound | Invalid) -> Job:
+        failure = Failure(reason=error.reason, message=str(error), metadata=dict(error.metadata))
+        return await self._amend(lambda it: conclude_refusal(it, reason, failure))
+
+    async def _fail_internally(self, attempt: Attempt) -> None:
+        failure = Failure(
+            reason="INTERNAL", message=f"the server failed; id {self._fault}", metadata={"error_id": self._fault}
+        )
+        await self._means.workers.remove(self._job, attempt)
+        await self._amend(lambda it: conclude_refusal(it, "INTERNAL", failure))
+
+    async def _amend(self, change: Callable[[Amendment], None]) -> Job:
+        def apply(amendment: Amendment) -> Job:
+            change(amendment)
+            return amendment.job
+
+        return await self._means.jobs.amend(self._job, apply)
+
+    async def _keep_trainer_pid(self, attempt: int, trainer_pid: int) -> None:
+        def note(amendment: Amendment) -> None:
+            if amendment.attempt.number == attempt and amendment.job.state.has_worker:
+                amendment.note_worker(trainer_pid=trainer_pid)
+
+        await self._means.jobs.amend(self._job, note)
+
+    async def _current_attempt(self) -> int:
+        """The number that an agent which no longer has the job was replaced by, or will be."""
+        stored = await self._means.jobs.get(self._job)
+        return stored.attempt.number + (0 if stored.job.state.has_worker else 1)
+
+    def _watch_of(self, session: WorkerSession) -> Watch:
+        watch = self._watch
+        if watch is None or watch.session is not session:
+            current = session.attempt + 1 if watch is None else watch.attempt.number
+            raise WorkerFenced(session.attempt, current)
+        return watch
+
+    def _give_order(self, order: Order) -> None:
+        if order > self._order:
+            self._order = order
+        if self._watch is not None:
+            self._watch.stop(self._order)
+        self._ring()
+
+    def _observe_lag(self, reports: Sequence[WorkerReport]) -> None:
+        now = datetime.now(UTC)
+        for report in reports:
+            self._means.metrics.progress_lag_seconds.observe(max(0.0, (now - report.time).total_seconds()))
+
+    def _delay_seconds(self, times: int) -> float:
+        """How long to wait after something went wrong this many times; 0 when it never did."""
+        if times == 0:
+            return 0.0
+        return min(LONGEST_PAUSE_SECONDS, self._means.settings.restart_backoff_seconds * 2.0 ** min(times - 1, 16))
+
+    async def _pause(self, seconds: float, bell: asyncio.Event) -> bool:
+        """Wait, unless the job is cancelled or the server leaves; returns whether that was so."""
+        try:
+            async with asyncio.timeout(seconds):
+                await bell.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _ring(self) -> None:
+        self._bell.set()
+        self._bell = asyncio.Event()
+
+
+def _checkpoints(job: Job) -> set[str]:
+    return {checkpoint.uri for checkpoint in (job.latest_checkpoint, job.best_checkpoint) if checkpoint is not None}
+
+
+def _has_result(stored: StoredJob) -> bool:
+    """Whether a worker that finished has left something to register, and still may."""
+    return bool(stored.attempt.manifest_key) and stored.job.state is not JobState.CANCELLING
