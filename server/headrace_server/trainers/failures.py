@@ -1,0 +1,56 @@
+"""Why a training cannot go on, as types.  They end a trainer process with a Failed report and never reach a caller.
+
+What is wrong with a request or a data set is told with the types of `errors.py` instead.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+from headrace_server.errors import HeadraceError
+
+
+class TrainingFailure(HeadraceError):
+    """A training cannot go on, and trying again would end in the same way."""
+
+    reason: ClassVar[str] = "TRAINER_FAILED"
+
+
+class Diverged(TrainingFailure):
+    """The loss or the weights are no longer finite."""
+
+    def __init__(self, what: str, step: int, last_finite_loss: float | None, learning_rate: float) -> None:
+        before = "" if last_finite_loss is None else f"; the last finite loss was {last_finite_loss:.6g}"
+        super().__init__(
+            f"{what} at step {step}{before}; the learning rate was {learning_rate:.6g}: try a lower one",
+            step=step,
+            learning_rate=learning_rate,
+        )
+
+
+class CheckpointDamaged(TrainingFailure):
+    """A checkpoint folder is not what its writer left, or belongs to another training."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(f"the checkpoint {folder.name} cannot be used: {problem}", folder=folder.name)
+
+
+class ExportDiffers(TrainingFailure):
+    """An exported program does not compute what the trained network computes."""
+
+    def __init__(self, path: str, output: str, difference: float, tolerance: float) -> None:
+        super().__init__(
+            f"{path} differs from the trained network by {difference:.3g} in {output!r} (tolerance {tolerance:.3g})",
+            path=path,
+            output=output,
+        )
+
+
+class OutOfMemory(TrainingFailure):
+    """The device, or the machine, has no memory left for a training step."""
+
+    def __init__(self, device: str, batch_size: int, problem: str) -> None:
+        super().__init__(
+            f"{device} is out of memory with a batch size of {batch_size}; try a smaller batch or network ({problem})",
+            device=device,
+            batch_size=batch_size,
+        )

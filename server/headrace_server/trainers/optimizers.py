@@ -1,0 +1,178 @@
+"""Turns gradients into steps: AdamW, SGD with Nesterov momentum, their schedules, and the scaling that FP16 needs.
+
+These are the fused kernels of torch, called directly.  `torch.optim` would call the same ones (a test compares the
+results bit by bit), but it imports the compiler first, which delays the first step by seconds, and spends more time in
+Python on each step than a small network spends in arithmetic.  Here the state is plain tensors, ready to be saved.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from headrace_server.trainers.recipe import AdamW, ConstantSchedule, CosineSchedule, Sgd
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+
+
+class Optimizer(Protocol):
+    """Moves parameters along their gradients, in place."""
+
+    def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
+        """Do one step and drop the gradients.
+
+        `found_inf` is a float32 scalar on the parameters' device: where it is 1, nothing is changed.
+        """
+        ...
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The tensors that a later process needs to go on; `copy_` into them to restore."""
+        ...
+
+
+def make_optimizer(recipe: AdamW | Sgd, network: nn.Module) -> Optimizer:
+    """An optimizer for all parameters of `network` that are trained, wherever they lie now."""
+    named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    match recipe:
+        case AdamW():
+            return _FusedAdamW(named, recipe)
+        case Sgd():
+            return _FusedSgd(named, recipe)
+        case _:
+            assert_never(recipe)
+
+
+def learning_rate(schedule: ConstantSchedule | CosineSchedule, peak: float, step: int, num_steps: int) -> float:
+    """The rate of step number `step`, counted from 0, of `num_steps`.
+
+    The cosine rises linearly over the warm-up, reaching the peak at its end, then falls along half a cosine that would
+    reach zero one step after the last.
+    """
+    match schedule:
+        case ConstantSchedule():
+            return peak
+        case CosineSchedule(warmup_fraction=fraction):
+            warmup = int(num_steps * fraction)
+            if step < warmup:
+                return peak * (step + 1) / warmup
+            return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+        case _:
+            assert_never(schedule)
+
+
+class _FusedAdamW:
+    """Loshchilov and Hutter, 2019."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: AdamW) -> None:
+        self._weight_decay = recipe.weight_decay
+        self._names = tuple(parameters)
+        self._parameters = list(parameters.values())
+        self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
+        # One count for each parameter, because a parameter that got no gradient does not take part in a step.
+        self._steps = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        groups = {"exp_avg": self._means, "exp_avg_sq": self._squares, "step": self._steps}
+        return _named_state(self._names, groups)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
+        lists = (self._parameters, self._means, self._squares, self._steps)
+        gradients, (parameters, means, squares, steps) = _take_gradients(self._parameters, lists)
+        if not gradients:
+            return
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            parameters, gradients, means, squares, [], steps,
+            lr=learning_rate, beta1=_BETAS[0], beta2=_BETAS[1], weight_decay=self._weight_decay, eps=_EPSILON,
+            amsgrad=False, maximize=False, grad_scale=None, found_inf=found_inf,
+        )  # fmt: skip
+        if found_inf is not None:
+            torch._foreach_sub_(steps, [found_inf] * len(steps))
+
+
+class _FusedSgd:
+    """Stochastic gradient descent with Nesterov momentum (Sutskever et al., 2013)."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: Sgd) -> None:
+        self._momentum, self._weight_decay = recipe.momentum, recipe.weight_decay
+        self._names = tuple(parameters)
+        self._parameters = list(parameters.values())
+        self._velocities = [torch.zeros_like(parameter) for parameter in self._parameters] if recipe.momentum else []
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        return _named_state(self._names, {"momentum": self._velocities})
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
+        lists = (self._parameters, self._velocities) if self._velocities else (self._parameters,)
+        gradients, (parameters, *velocities) = _take_gradients(self._parameters, lists)
+        if not gradients:
+            return
+        torch._fused_sgd_(
+            parameters, gradients, velocities[0] if velocities else [],
+            weight_decay=self._weight_decay, momentum=self._momentum, lr=learning_rate, dampening=0.0,
+            # A first step stores the gradient itself; from velocities of zero that is what any step does.
+            nesterov=self._momentum > 0, maximize=False, is_first_step=False, grad_scale=None, found_inf=found_inf,
+        )  # fmt: skip
+
+
+class LossScale:
+    """Keeps small FP16 gradients from vanishing: the loss is scaled up, gradients down again.
+
+    Micikevicius et al., 2018, section 3.2.
+    Never waits for the device: whether a gradient overflowed stays in a tensor, which the optimizer looks at.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._scale = torch.full((), 65536.0, device=device)
+        self._growth = torch.zeros((), dtype=torch.int32, device=device)
+        self._found_inf = torch.zeros((), device=device)
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The tensors that a later process needs to go on."""
+        return {"loss_scale": self._scale, "loss_scale_growth": self._growth}
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to call `backward` on."""
+        return loss * self._scale
+
+    @torch.no_grad()
+    def unscale(self, network: nn.Module) -> Tensor:
+        """Scale the gradients down in place, adapt the scale, and return whether any gradient overflowed (0 or 1)."""
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        self._found_inf.zero_()
+        if gradients:
+            inverse = self._scale.double().reciprocal().float()
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, inverse)
+        torch._amp_update_scale_(self._scale, self._growth, self._found_inf, 2.0, 0.5, 2000)
+        return self._found_inf
+
+
+def _take_gradients(
+    parameters: Sequence[nn.Parameter], lists: Sequence[Sequence[Tensor]]
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """The gradients of those parameters that have one, taken away from them, and the matching entries of `lists`."""
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    if None in gradients:
+        present = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        lists = [[entries[index] for index in present] for entries in lists]
+    return [gradient for gradient in gradients if gradient is not None], [list(entries) for entries in lists]
+
+
+def _named_state(names: Sequence[str], groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{group}.{name}": tensor
+        for group, tensors in groups.items()
+        for name, tensor in zip(names, tensors, strict=bool(tensors))
+    }

@@ -1,0 +1,67 @@
+"""The two ends of the line to the agent: reports go up, commands come down.  Knows no torch.
+
+Nobody is left to train for when the agent is gone, so then the process ends at once, wherever it is.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from headrace_server.trainers.reports import StopCommand, TrainerReport
+
+ABANDONED = 4
+"""The exit code when the agent is gone."""
+_MAX_COMMAND_BYTES = 65_536
+
+
+class ReportPipe:
+    """Writes one report a line, whole, from any thread.  Waits when the agent is slow to read."""
+
+    def __init__(self, descriptor: int, abandon: Callable[[str], NoReturn]) -> None:
+        self._descriptor, self._abandon = descriptor, abandon
+        self._lock = threading.Lock()
+
+    def write(self, report: TrainerReport) -> None:
+        """Send a report; the process ends if nobody can read it any more."""
+        line = memoryview(report.model_dump_json().encode() + b"\n")
+        with self._lock:
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError as error:
+                self._abandon(f"reports cannot be written: {error.strerror}")
+
+
+def follow_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], NoReturn]) -> None:
+    """Read commands until the agent is gone, in a thread of its own that never keeps the process alive."""
+    threading.Thread(target=_read_commands, args=(descriptor, stop, abandon), name="commands", daemon=True).start()
+
+
+def end_at_once(why: str) -> NoReturn:
+    """End the process without cleaning up: there is nobody to clean up for."""
+    os.write(sys.stderr.fileno(), f"trainer: {why}; ending at once\n".encode())
+    os._exit(ABANDONED)
+
+
+def _read_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], NoReturn]) -> None:
+    # Not through a buffered reader: its lock would still be held by this thread when the process ends.
+    rest = b""
+    while read := os.read(descriptor, _MAX_COMMAND_BYTES):
+        *lines, rest = (rest + read).split(b"\n")
+        rest = rest[-_MAX_COMMAND_BYTES:]
+        for line in lines:
+            _obey(line, stop)
+    abandon("the agent is gone")
+
+
+def _obey(line: bytes, stop: threading.Event) -> None:
+    try:
+        StopCommand.model_validate_json(line)
+    except ValidationError:
+        os.write(sys.stderr.fileno(), b"trainer: a command that it does not know is ignored\n")
+    else:
+        stop.set()

@@ -1,0 +1,131 @@
+"""One training from its job file to its export: the order of phases, with everything each of them needs.
+
+A stop is obeyed between phases, and inside the loop.  Before the first step it leaves no checkpoint; after the last one
+the checkpoint says that all steps are done, so that a later process goes straight to the export.
+"""
+
+import importlib
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from headrace_server import __version__
+from headrace_server.errors import HeadraceError, InvalidSpec, Violation
+from headrace_server.trainers.arithmetic import choose_device, use_threads
+from headrace_server.trainers.catalogue import Families
+from headrace_server.trainers.checkpoint import read_checkpoint
+from headrace_server.trainers.checkpoint_writer import CheckpointWriter
+from headrace_server.trainers.environment import describe_environment
+from headrace_server.trainers.failures import OutOfMemory
+from headrace_server.trainers.family import Family, Parameters
+from headrace_server.trainers.job_file import JobFile
+from headrace_server.trainers.loop import Best, Loop, Outcome
+from headrace_server.trainers.randomness import Use, derive_seed
+from headrace_server.trainers.reports import ExportWritten, PhaseChanged, TrainerReport, WarningRaised
+from headrace_server.trainers.task import BuildTask, Material, Task
+
+
+class Training:
+    """One job in this process.  Raises HeadraceError or OSError for what the world did."""
+
+    def __init__(self, job: JobFile, report: Callable[[TrainerReport], None], stop: threading.Event) -> None:
+        self._job, self._report, self._stop = job, report, stop
+        self._device = choose_device(job.recipe.device)
+        num_threads = use_threads(job.recipe.cpu_threads)
+        self._environment = describe_environment(self._device, num_threads)
+
+    def run(self) -> bool:
+        """Train and export; False when it was told to stop before it was done."""
+        try:
+            return self._run()
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            problem = str(error).partition("\n")[0][:500]
+            raise OutOfMemory(str(self._device), self._job.recipe.batch_size, problem) from error
+
+    def _run(self) -> bool:
+        family, parameters = self._family()
+        self._enter("preparing_data")
+        task = self._build_task(family, parameters)
+        if self._stop.is_set():
+            return False
+        self._enter("building")
+        torch.manual_seed(derive_seed(self._job.recipe.seed, Use.NETWORK))
+        network = task.make_network()
+        checkpoints = CheckpointWriter(self._job.workspace / "checkpoints", self._report)
+        try:
+            loop = self._make_loop(task, network, checkpoints)
+            self._enter("training")
+            outcome = loop.run()
+        finally:
+            checkpoints.close()
+        if outcome is Outcome.STOPPED or self._stop.is_set():
+            return False
+        return self._export(task, network, loop.best)
+
+    def _family(self) -> tuple[Family, Parameters]:
+        families = Families()
+        family = families.get(self._job.trainer)
+        if family is None:
+            why = families.unavailable.get(self._job.trainer, "it is not installed here")
+            raise InvalidSpec([Violation("trainer", f"there is no trainer {self._job.trainer!r}: {why}")])
+        return family, family.parameters.model_validate(self._job.parameters)
+
+    def _build_task(self, family: Family, parameters: Parameters) -> Task:
+        module, _, function = family.code.partition(":")
+        build: BuildTask = getattr(importlib.import_module(module), function)
+        material = Material(
+            path=self._job.dataset_path,
+            format=self._job.dataset_format,
+            holdout_fraction=self._job.recipe.evaluation.holdout_fraction,
+            seed=self._job.recipe.seed,
+            warn=self._warn,
+        )
+        return build(parameters, material)
+
+    def _make_loop(self, task: Task, network: nn.Module, checkpoints: CheckpointWriter) -> Loop:
+        loop = Loop(
+            task,
+            network,
+            self._job.recipe,
+            device=self._device,
+            report=self._report,
+            checkpoints=checkpoints,
+            stop=self._stop,
+            reported_step=self._job.reported_step,
+            versions={name: self._environment[name] for name in ("headrace-server", "torch", "device", "threads")},
+        )
+        if self._job.resume_from is not None:
+            loop.restore(read_checkpoint(self._job.resume_from))
+        return loop
+
+    def _export(self, task: Task, network: nn.Module, best: Best) -> bool:
+        self._enter("exporting")
+        from headrace_server.trainers.export import Export  # it takes seconds to import, and not every process needs it
+
+        network.to("cpu").load_state_dict(dict(best.weights))
+        network.eval()
+        export = Export(self._job.workspace / "export", task.program(network), self._warn)
+        export.write(network)
+        if self._stop.is_set():
+            return False
+        self._enter("verifying")
+        folder = export.describe(best, export.verify(), __version__, self._environment)
+        self._report(ExportWritten(folder=str(folder)))
+        return True
+
+    def _enter(self, phase: str) -> None:
+        self._report(PhaseChanged(phase=phase))
+
+    def _warn(self, code: str, message: str) -> None:
+        self._report(WarningRaised(code=code, message=message))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # What torch raises when the host has no memory is a bare RuntimeError.
+    return not isinstance(error, HeadraceError) and "can't allocate memory" in str(error)
