@@ -1,0 +1,142 @@
+"""What a model made of its inputs, with where the time went and what exactly ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+
+from headrace.errors import HeadraceError
+from headrace.inference.v1 import inference_service_pb2 as pb
+from headrace.tensors import Array, from_tensor
+from headrace.type.v1.tensor_pb2 import Precision, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of one call went, in seconds."""
+
+    queue_seconds: float
+    """From admission until its batch began to be assembled."""
+    assemble_seconds: float
+    compute_seconds: float
+    """Running the model on the whole batch."""
+    respond_seconds: float
+    batch_rows: int
+    """Rows that were computed together, this call's included."""
+    batch_calls: int
+    total_seconds: float
+    """As the caller saw it; for an answer of a stream, from sending the request."""
+
+    @property
+    def server_seconds(self) -> float:
+        """What the server accounts for."""
+        return self.queue_seconds + self.assemble_seconds + self.compute_seconds + self.respond_seconds
+
+    @property
+    def transport_seconds(self) -> float:
+        """The rest: encoding, the network, decoding."""
+        return max(0.0, self.total_seconds - self.server_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What exactly ran."""
+
+    artifact_digest: str
+    backend: str
+    precision: str
+    """"fp32", "bf16", "fp16"."""
+    device: str
+    training_job: str
+    """Empty when the version was not trained by the server."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a model made of its inputs."""
+
+    outputs: Mapping[str, Array]
+    """Every output under its name, in the order of the model's signature.  The first axis counts rows."""
+    model_version: str
+    """`models/{model}/versions/{version}`: the version that answered."""
+    timing: Timing
+    provenance: Provenance
+    class_names: Mapping[str, tuple[str, ...]]
+    """For outputs of class scores: what each position of the last axis stands for."""
+
+    @property
+    def output(self) -> Array:
+        """The sole output, or the first of the model's signature."""
+        return next(iter(self.outputs.values()))
+
+    @property
+    def labels(self) -> list[str]:
+        """The best class of each row, for models that say what their scores stand for; else LookupError."""
+        for name, classes in self.class_names.items():
+            if name in self.outputs:
+                return [classes[index] for index in np.argmax(self.outputs[name], axis=-1).ravel()]
+        raise LookupError(f"no output of {self.model_version} has class names")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamedPrediction:
+    """One answer of `predict_stream`: a prediction or an error, never both."""
+
+    index: int
+    """The place of its input among all inputs, from 0."""
+    prediction: Prediction | None
+    error: HeadraceError | None
+
+    def unwrap(self) -> Prediction:
+        """The prediction; raises the error instead if there is one."""
+        if self.prediction is None:
+            assert self.error is not None
+            raise self.error
+        return self.prediction
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSignature:
+    """What one version accepts and returns."""
+
+    model_version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def read_prediction(response: pb.PredictResponse, signature: ModelSignature, total_seconds: float) -> Prediction:
+    """The contract's answer as a value; outputs in the order of `signature`, unknown ones after them."""
+    known = [spec.name for spec in signature.outputs if spec.name in response.outputs]
+    names = known + sorted(name for name in response.outputs if name not in known)
+    timing, provenance = response.timing, response.provenance
+    return Prediction(
+        outputs={name: from_tensor(response.outputs[name]) for name in names},
+        model_version=response.model_version,
+        timing=Timing(
+            queue_seconds=_seconds(timing.queue),
+            assemble_seconds=_seconds(timing.assemble),
+            compute_seconds=_seconds(timing.compute),
+            respond_seconds=_seconds(timing.respond),
+            batch_rows=timing.batch_rows,
+            batch_calls=timing.batch_calls,
+            total_seconds=total_seconds,
+        ),
+        provenance=Provenance(
+            artifact_digest=provenance.artifact_digest,
+            backend=provenance.backend,
+            precision=_PRECISIONS.get(provenance.precision, str(provenance.precision)),
+            device=provenance.device,
+            training_job=provenance.training_job,
+        ),
+        class_names={spec.name: tuple(spec.class_names) for spec in signature.outputs if spec.class_names},
+    )
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+_PRECISIONS: Mapping[int, str] = {number: name.removeprefix("PRECISION_").lower() for name, number in Precision.items()}

@@ -1,0 +1,207 @@
+"""One training job in a caller's hand: follow it, wait for it, stop it, read its log.
+
+Letting go of a run never touches the job: it is the server's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from datetime import timedelta
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from headrace.errors import HeadraceError, TrainingCancelled, TrainingFailed
+from headrace.events import Event, has_ended, state_name, updated
+from headrace.resume import Interruption, read_resuming
+from headrace.status import from_status
+from headrace.training.v1.training_event_pb2 import LogLine
+from headrace.training.v1.training_job_pb2 import TrainingJob
+from headrace.training.v1.training_service_pb2 import (
+    CancelTrainingJobRequest,
+    GetTrainingJobRequest,
+    StreamLogsRequest,
+    StreamLogsResponse,
+    StreamProgressRequest,
+    StreamProgressResponse,
+)
+from headrace.wire import Wire
+
+_QUIET_SECONDS = 1.0
+_FIRST_LINE_SECONDS = 5.0
+"""Longer, because the first line also waits for a connection."""
+
+
+class TrainingRun:
+    """One training job.  Made by `Client.start_training` and `Client.training_run`."""
+
+    def __init__(self, wire: Wire, job: TrainingJob) -> None:
+        self._wire = wire
+        self._job = job
+
+    @property
+    def name(self) -> str:
+        """`trainingJobs/{job}`."""
+        return self._job.name
+
+    @property
+    def job(self) -> TrainingJob:
+        """The job as last heard of: by `start_training`, `refresh`, `follow`, `wait` or `cancel`."""
+        return self._job
+
+    def __repr__(self) -> str:
+        return f"<TrainingRun {self.name} {state_name(self._job.state)}>"
+
+    async def refresh(self) -> TrainingJob:
+        """Ask the server how the job is now."""
+        answer = await self._wire.call_once(self._wire.training.GetTrainingJob, GetTrainingJobRequest(name=self.name))
+        self._job = answer.job
+        return self._job
+
+    async def follow(
+        self,
+        after: int = 0,
+        *,
+        min_step_period: timedelta | None = None,
+        on_interruption: Callable[[Interruption], None] | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Yield every event after sequence `after`, in order, each exactly once; ends after the one that ends the job.
+
+        A broken connection is opened again where it broke, for as long as `Retry.reconnect_seconds`; each break is
+        told to `on_interruption`.  With `min_step_period` the server leaves out step_completed events that come
+        faster.  Raises CursorExpired or CursorAhead when `after` is not in the history, and JobNotFound.
+        """
+        progress = _Progress(after)
+
+        def connect(sequence: int) -> grpc.aio.UnaryStreamCall[StreamProgressRequest, StreamProgressResponse]:
+            return self._wire.training.StreamProgress(
+                StreamProgressRequest(
+                    name=self.name, after_sequence=sequence, min_step_period=_duration(min_step_period)
+                )
+            )
+
+        async with aclosing(read_resuming(self._wire, connect, progress, on_interruption)) as frames:
+            async for frame in frames:
+                if frame.HasField("snapshot"):
+                    self._job = frame.snapshot
+                    progress.note_snapshot(frame.snapshot)
+                elif frame.HasField("event") and frame.event.sequence > progress.sequence:
+                    event = Event.of(frame.event)
+                    progress.note_event(event)
+                    if event.sequence > self._job.latest_sequence or event.ends_the_job:
+                        self._job = updated(self._job, event)
+                    yield event
+
+    async def wait(self, timeout: float | None = None) -> TrainingJob:
+        """Wait until the job has succeeded and return it; its `model_version` names the result.
+
+        Raises TrainingFailed or TrainingCancelled, which hold the job and the evidence, and TimeoutError when
+        `timeout` seconds pass first: the job goes on.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wait_for_end()
+        except HeadraceError:
+            raise  # DeadlineExceeded is a TimeoutError too, but not this one
+        except TimeoutError as error:
+            raise TimeoutError(f"{self.name} is still {state_name(self._job.state)} after {timeout} s") from error
+        match self._job.state:
+            case TrainingJob.State.STATE_FAILED:
+                raise TrainingFailed(self._job, from_status(self._job.failure))
+            case TrainingJob.State.STATE_CANCELLED:
+                raise TrainingCancelled(self._job)
+            case _:
+                return self._job
+
+    async def _wait_for_end(self) -> None:
+        if has_ended(await self.refresh()):
+            return
+        # Only the end matters: the server need not send each step.
+        events = self.follow(self._job.latest_sequence, min_step_period=timedelta(seconds=5))
+        async with aclosing(events):
+            async for _ in events:
+                pass
+
+    async def cancel(self, *, kill: bool = False, reason: str = "") -> TrainingJob:
+        """Ask the job to stop: after a last checkpoint, or at once with `kill`.  Returns it in its new state.
+
+        Raises IllegalTransition when the job has ended.
+        """
+        modes = CancelTrainingJobRequest.Mode
+        mode = modes.MODE_KILL if kill else modes.MODE_GRACEFUL
+        answer = await self._wire.call_once(
+            self._wire.training.CancelTrainingJob, CancelTrainingJobRequest(name=self.name, mode=mode, reason=reason)
+        )
+        self._job = answer.job
+        return self._job
+
+    async def logs(
+        self,
+        after: int = 0,
+        *,
+        follow: bool = True,
+        on_interruption: Callable[[Interruption], None] | None = None,
+    ) -> AsyncGenerator[LogLine, None]:
+        """Yield every line of the job's log after sequence `after`, each exactly once, until the job has ended.
+
+        With `follow=False` it ends at the present end of the log: when the job has ended, or no line came for a second.
+        """
+        cursor = _LogCursor(after)
+
+        def connect(sequence: int) -> grpc.aio.UnaryStreamCall[StreamLogsRequest, StreamLogsResponse]:
+            return self._wire.training.StreamLogs(StreamLogsRequest(name=self.name, after_sequence=sequence))
+
+        async with aclosing(read_resuming(self._wire, connect, cursor, on_interruption)) as frames:
+            patience = None if follow else _FIRST_LINE_SECONDS
+            while (frame := await _next(frames, patience)) is not None:
+                patience = None if follow else _QUIET_SECONDS
+                if frame.HasField("line") and frame.line.sequence > cursor.sequence:
+                    cursor.sequence = frame.line.sequence
+                    yield frame.line
+                elif not follow and frame.HasField("heartbeat") and frame.heartbeat.latest_sequence <= cursor.sequence:
+                    return
+
+
+class _Progress:
+    """How far a reader of events is, and whether there can be more."""
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+        self.is_complete = False
+
+    def note_snapshot(self, job: TrainingJob) -> None:
+        self.is_complete = has_ended(job) and job.latest_sequence <= self.sequence
+
+    def note_event(self, event: Event) -> None:
+        self.sequence = event.sequence
+        self.is_complete = event.ends_the_job
+
+
+class _LogCursor:
+    """How far a reader of a log is.  A log has no last entry: the stream ends well only when the job has ended."""
+
+    is_complete = True
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+
+
+async def _next(frames: AsyncIterator[StreamLogsResponse], seconds: float | None) -> StreamLogsResponse | None:
+    """The next frame; None at the end, or when none comes in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(frames, None)
+    except TimeoutError:
+        if seconds is None:
+            raise
+        return None
+
+
+def _duration(period: timedelta | None) -> Duration | None:
+    if period is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(period)
+    return duration

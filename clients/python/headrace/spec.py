@@ -1,0 +1,171 @@
+"""Training specifications from keywords: `training_spec(dataset="digits", model="digits", trainer=…, epochs=20)`.
+
+Checks nothing that the server checks: it answers with every violation at once, and its rules may be newer than ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
+
+from headrace.names import dataset_name, model_name
+from headrace.training.v1.training_spec_pb2 import (
+    AdamW,
+    CheckpointPolicy,
+    ConstantSchedule,
+    CosineSchedule,
+    EarlyStopping,
+    Evaluation,
+    ImageClassificationTrainer,
+    Optimizer,
+    PluginTrainer,
+    Resources,
+    Schedule,
+    Sgd,
+    TabularTrainer,
+    TrainingSpec,
+)
+from headrace.type.v1.tensor_pb2 import Precision
+
+Trainer: TypeAlias = TabularTrainer | ImageClassificationTrainer | PluginTrainer
+PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+DeviceName: TypeAlias = Literal["auto", "cpu", "gpu"]
+
+
+class SpecKeywords(TypedDict, total=False):
+    """What `training_spec` and `Client.start_training` take; what is left out has the server's default."""
+
+    dataset: str
+    """Required: "digits", "datasets/digits" or one version of it."""
+    model: str
+    """Required: the model that the result becomes a version of: "digits" or "models/digits"."""
+    trainer: Trainer
+    """Required: TabularTrainer(target="species"), ImageClassificationTrainer(), plugin("name", depth=3)."""
+    epochs: int
+    """Passes over the training rows; leave out when `steps` is given."""
+    steps: int
+    """Optimizer steps."""
+    batch_size: int
+    optimizer: AdamW | Sgd
+    schedule: ConstantSchedule | CosineSchedule
+    precision: PrecisionName
+    seed: int
+    evaluation: Evaluation
+    """For example Evaluation(holdout_fraction=0.1, metric="loss")."""
+    early_stopping: EarlyStopping
+    """For example EarlyStopping(patience=5)."""
+    checkpoint_period: timedelta
+    """Besides a checkpoint after each evaluation."""
+    device: DeviceName
+    cpu_threads: int
+    priority: int
+    """Higher goes first among waiting jobs, -100 to 100."""
+    max_restarts: int
+    """How often a lost worker is replaced."""
+
+
+def training_spec(**keywords: Unpack[SpecKeywords]) -> TrainingSpec:
+    """The contract's message for these keywords.  Raises TypeError for unknown ones and for both epochs and steps."""
+    unknown = keywords.keys() - SpecKeywords.__annotations__.keys()
+    if unknown:
+        known = ", ".join(SpecKeywords.__annotations__)
+        raise TypeError(f"{', '.join(sorted(unknown))}: not a part of a specification; these are: {known}")
+    if "epochs" in keywords and "steps" in keywords:
+        raise TypeError("give epochs or steps, not both")
+    spec = TrainingSpec(
+        dataset=dataset_name(keywords.get("dataset", "")),
+        model=model_name(keywords.get("model", "")),
+        batch_size=keywords.get("batch_size"),
+        seed=keywords.get("seed"),
+        evaluation=keywords.get("evaluation"),
+        early_stopping=keywords.get("early_stopping"),
+        max_restarts=keywords.get("max_restarts"),
+    )
+    if "epochs" in keywords:
+        spec.epochs = keywords["epochs"]
+    if "steps" in keywords:
+        spec.steps = keywords["steps"]
+    if (trainer := keywords.get("trainer")) is not None:
+        _set_trainer(spec, trainer)
+    _set_arithmetic(spec, keywords)
+    _set_resources(spec, keywords)
+    if (period := keywords.get("checkpoint_period")) is not None:
+        duration = Duration()
+        duration.FromTimedelta(period)
+        spec.checkpoints.CopyFrom(CheckpointPolicy(period=duration))
+    return spec
+
+
+def plugin(name: str, /, **parameters: Any) -> PluginTrainer:
+    """A trainer that somebody installed beside the server, by its name in `Client.list_trainers`."""
+    trainer = PluginTrainer(name=name)
+    trainer.parameters.update(parameters)
+    return trainer
+
+
+def spec_from_json(tree: Mapping[str, Any]) -> TrainingSpec:
+    """A specification from parsed JSON in the contract's own form (protobuf's JSON mapping).
+
+    Raises ValueError, which names the field, for what the contract does not have.
+    """
+    try:
+        return ParseDict(dict(tree), TrainingSpec())
+    except Exception as error:
+        # ParseDict raises ParseError, and bare TypeError or ValueError for some values.
+        raise ValueError(f"not a training specification: {error}") from error
+
+
+def _set_trainer(spec: TrainingSpec, trainer: Trainer) -> None:
+    match trainer:
+        case TabularTrainer():
+            spec.tabular.CopyFrom(trainer)
+        case ImageClassificationTrainer():
+            spec.image_classification.CopyFrom(trainer)
+        case PluginTrainer():
+            spec.plugin.CopyFrom(trainer)
+        case _:
+            raise TypeError(
+                f"trainer: {type(trainer).__name__} is not a trainer; plugin(name, …) makes one of any name"
+            )
+
+
+def _set_arithmetic(spec: TrainingSpec, keywords: SpecKeywords) -> None:
+    match keywords.get("optimizer"):
+        case AdamW() as adamw:
+            spec.optimizer.CopyFrom(Optimizer(adamw=adamw))
+        case Sgd() as sgd:
+            spec.optimizer.CopyFrom(Optimizer(sgd=sgd))
+        case None:
+            pass
+        case other:
+            raise TypeError(f"optimizer: {type(other).__name__} is neither AdamW nor Sgd")
+    match keywords.get("schedule"):
+        case ConstantSchedule() as constant:
+            spec.schedule.CopyFrom(Schedule(constant=constant))
+        case CosineSchedule() as cosine:
+            spec.schedule.CopyFrom(Schedule(cosine=cosine))
+        case None:
+            pass
+        case other:
+            raise TypeError(f"schedule: {type(other).__name__} is neither ConstantSchedule nor CosineSchedule")
+    if (precision := keywords.get("precision")) is not None:
+        spec.precision = Precision.Value(f"PRECISION_{precision.upper()}")
+
+
+def _set_resources(spec: TrainingSpec, keywords: SpecKeywords) -> None:
+    if not keywords.keys() & {"device", "cpu_threads", "priority"}:
+        return
+    device = keywords.get("device", "auto")
+    spec.resources.CopyFrom(
+        Resources(
+            device=Resources.Device.DEVICE_UNSPECIFIED
+            if device == "auto"
+            else Resources.Device.Value(f"DEVICE_{device.upper()}"),
+            cpu_threads=keywords.get("cpu_threads"),
+            priority=keywords.get("priority", 0),
+        )
+    )
