@@ -39,11 +39,11 @@ _OPTIONS = (
 log = structlog.get_logger()
 
 
-class Dismissed(Exception):  # noqa: N818
+class Dismissed(Exception):
     """The server has no more use for this attempt: a newer one has the job, or there is no such job."""
 
 
-class _Broken(Exception):  # noqa: N818
+class _Broken(Exception):
     """The connection is of no use any more."""
 
 

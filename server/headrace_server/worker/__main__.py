@@ -1,0 +1,81 @@
+"""`python -m headrace_server.worker FOLDER`: the agent of the attempt whose assignment lies in the folder.
+
+Exit codes: 0 the server keeps everything that was reported; 1 it does not, or wants nothing of it; 2 there is no
+assignment to work on.  SIGTERM and SIGINT end the attempt with a checkpoint.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from headrace_server.errors import CannotStart
+from headrace_server.storage.local import LocalBlobStore
+from headrace_server.training.assignment import ASSIGNMENT_FILE, Assignment
+from headrace_server.worker.agent import Agent, Ways
+from headrace_server.worker.own_log import shorten
+from headrace_server.worker.process_tree import become_subreaper
+
+SHORTEN_SECONDS = 10.0
+
+
+def main(arguments: Sequence[str], ways: Ways | None = None) -> int:
+    """Work on the assignment in the folder that the only argument names."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m headrace_server.worker FOLDER\n")
+        return 2
+    _log_to_standard_error()
+    folder = Path(arguments[0])
+    try:
+        assignment = Assignment.model_validate_json((folder / ASSIGNMENT_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
+        sys.stderr.write(f"{folder / ASSIGNMENT_FILE}: {error}\n")
+        return 2
+    become_subreaper()
+    return asyncio.run(_work(assignment, folder, ways))
+
+
+async def _work(assignment: Assignment, folder: Path, ways: Ways | None) -> int:
+    store = LocalBlobStore(assignment.store_root)
+    agent = Agent(assignment, folder, store, ways)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.leave)
+    try:
+        await store.open()
+    except CannotStart as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    shortening = asyncio.ensure_future(_keep_log_short())
+    try:
+        return 0 if await agent.run() else 1
+    finally:
+        shortening.cancel()
+
+
+async def _keep_log_short() -> None:
+    while True:
+        await asyncio.to_thread(shorten, sys.stderr.fileno())
+        await asyncio.sleep(SHORTEN_SECONDS)
+
+
+def _log_to_standard_error() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
