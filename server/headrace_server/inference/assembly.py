@@ -61,7 +61,7 @@ class Buffers:
 def split(outputs: Tensors, parts: Sequence[Part]) -> list[dict[str, Array]]:
     """Each part's own rows of every output, as views.
 
-    Raises MixedRowsError, before anything is handed out, when an output does not have exactly one row for each input row.
+    Raises MixedRowsError, before anything is handed out, when an output does not have a row for each input row.
     """
     rows = sum(part.rows for part in parts)
     for name, array in outputs.items():

@@ -104,8 +104,8 @@ class Part:
     rows: int
     nbytes: int
     group: Group
-    order: tuple[int, int]
-    """Smaller goes first: priority, then arrival."""
+    order: tuple[int, int, int]
+    """Smaller goes first: priority, then arrival, then the place in its call."""
     stage: Stage = Stage.WAITING
     outputs: dict[str, Array] | None = None
 

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from headrace_server.errors import Draining, ExpiredInQueue, HeadraceError, ModelFailed, NoPermit
+from headrace_server.errors import ExpiredInQueue, HeadraceError, ModelFailed, NoPermit
 from headrace_server.inference.assembly import Buffers, MixedRowsError, join, split
 from headrace_server.inference.batch import Answer, Batch, BatchLimits, Group, Outcome, Part, Reason, Stage, Ticket
 from headrace_server.inference.pace import Pace
@@ -74,7 +74,7 @@ class Batcher:
 
         Inputs must not change until the ticket's future is done.  Whoever stops waiting for it calls `leave`.
 
-        Raises NoPermit when too much waits or the deadline would be missed, Draining, or what it was closed by.
+        Raises NoPermit when too much waits or the deadline would be missed, or what it was closed by.
         """
         ticket = Ticket(
             future=self._loop.create_future(),
@@ -103,19 +103,22 @@ class Batcher:
         return never_ran
 
     def expire(self, ticket: Ticket) -> None:
-        """Answer a call with ExpiredInQueue if its deadline has passed and it still waits; else do nothing."""
+        """Answer a call, whose deadline has come, with ExpiredInQueue, unless it runs or is over."""
         with self._changed:
-            now = self._clock()
-            is_late = ticket.deadline is not None and ticket.deadline <= now
-            if not is_late or ticket.is_over or ticket.started_at is not None:
+            if ticket.is_over or ticket.started_at is not None:
                 return
             self._withdraw(ticket)
-        self._deliver([(ticket, self._expired(ticket, now))])
+        self._deliver([(ticket, self._expired(ticket, self._clock()))])
 
     @property
     def calls_in_flight(self) -> int:
         """Admitted calls without an answer."""
         return self._calls
+
+    def run_alone(self) -> None:
+        """Never put two calls together, nor slice one.  Only before the first call."""
+        assert self._arrivals == 0
+        self._is_batchable = False
 
     # What anybody does.
 
@@ -125,7 +128,7 @@ class Batcher:
         return self._waiting.rows
 
     def drain(self) -> None:
-        """Refuse new calls; those that wait are computed without waiting for company."""
+        """From now on nobody waits for company.  Calls are still taken: whoever owns the door closes it."""
         with self._changed:
             self._is_draining = True
             self._changed.notify_all()
@@ -227,8 +230,6 @@ class Batcher:
     def _admit(self, ticket: Ticket, nbytes: int) -> None:
         if self._closed_by is not None:
             raise self._closed_by()
-        if self._is_draining:
-            raise Draining
         rows, limits = self._waiting.rows, self._limits
         if rows == 0:
             return
@@ -246,7 +247,7 @@ class Batcher:
             raise NoPermit(self._model, rows, limits.max_waiting_rows, retry_after, why)
 
     def _parts(self, ticket: Ticket, inputs: Tensors, nbytes: int) -> list[Part]:
-        order = (-ticket.priority, self._arrivals)
+        priority, arrival = -ticket.priority, self._arrivals
         step = ticket.rows
         group: Group = None
         if self._is_batchable:
@@ -254,12 +255,12 @@ class Batcher:
             row_bytes = max(nbytes // ticket.rows, 1)
             step = max(min(self._limits.max_batch_rows, self._limits.max_batch_bytes // row_bytes), 1)
         if ticket.rows <= step:
-            ticket.parts = [Part(ticket, inputs, ticket.rows, nbytes, group, order)]
+            ticket.parts = [Part(ticket, inputs, ticket.rows, nbytes, group, (priority, arrival, 0))]
         else:
             for start in range(0, ticket.rows, step):
                 rows = min(step, ticket.rows - start)
                 share = {name: array[start : start + rows] for name, array in inputs.items()}
-                ticket.parts.append(Part(ticket, share, rows, rows * row_bytes, group, order))
+                ticket.parts.append(Part(ticket, share, rows, rows * row_bytes, group, (priority, arrival, start)))
         ticket.parts_left = len(ticket.parts)
         return ticket.parts
 

@@ -1,7 +1,7 @@
 """What the registry remembers of models between calls, so that a prediction need not ask the database.
 
-A line (the newest version and the aliases of one model) is forgotten whenever it may have changed, and is not remembered
-when it was read while a change was under way: what is remembered is never older than the last change that was answered.
+A line (the newest version and the aliases of one model) is forgotten whenever it may have changed, and not remembered
+when it was read while a change was under way: what is remembered is never older than the last answered change.
 Versions never change.  Belongs to the event loop.
 """
 

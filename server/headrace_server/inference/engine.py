@@ -1,0 +1,323 @@
+"""The predict path: from a name and arrays to a prediction.
+
+resolve the name → check the inputs against the signature → borrow the version, loading it if need be → take a permit in
+its batcher → a lane runs the batch → timing and provenance.  Knows no transport.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from headrace_server.errors import (
+    Draining,
+    ExpiredInQueue,
+    HeadraceError,
+    InvalidSpec,
+    InvalidTensor,
+    NoPermit,
+    Unsupported,
+    Violation,
+)
+from headrace_server.inference.backends.backend import Backend
+from headrace_server.inference.backends.onnxruntime import OnnxRuntimeBackend
+from headrace_server.inference.backends.torch_export import TorchExportBackend
+from headrace_server.inference.batch import Answer, BatchLimits
+from headrace_server.inference.errands import Errands
+from headrace_server.inference.meters import Meters
+from headrace_server.inference.prediction import (
+    LoadedModel,
+    ModelStatus,
+    Prediction,
+    Provenance,
+    Readiness,
+    Timing,
+)
+from headrace_server.inference.programs import Programs
+from headrace_server.inference.residency import Residency
+from headrace_server.inference.resident import Resident
+from headrace_server.models.registry import Registry
+from headrace_server.models.version import ModelVersion
+from headrace_server.names import ModelName
+from headrace_server.settings import InferenceSettings
+from headrace_server.storage.blob_store import BlobStore
+from headrace_server.telemetry.metrics import Metrics
+from headrace_server.tensors import Signature, Tensors
+
+__all__ = ["Engine", "LoadedModel", "ModelStatus", "Prediction", "Provenance", "Readiness", "Timing"]
+
+INLINE_CHECK_BYTES = 64 << 10
+"""Inputs up to this size are checked on the loop: that is faster than going to a thread and back."""
+MOST_METERS = 4096
+
+log = structlog.get_logger()
+
+
+class Engine:
+    """Answers predictions with the versions of a registry."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: BlobStore,
+        settings: InferenceSettings,
+        metrics: Metrics,
+        scratch: Path,
+        backends: Sequence[Backend] | None = None,
+    ) -> None:
+        """`scratch` is a folder for copies of programs.  `backends` in the order of preference; by default all."""
+        self._registry = registry
+        self._settings = settings
+        self._metrics = metrics
+        self._programs = Programs(store, scratch)
+        threads = settings.threads_per_lane
+        self._backends = backends or (OnnxRuntimeBackend(threads), TorchExportBackend(threads))
+        self._limits = BatchLimits(
+            max_batch_rows=settings.max_batch_rows,
+            max_batch_bytes=settings.max_batch_bytes,
+            max_waiting_rows=settings.max_waiting_rows,
+            max_waiting_bytes=settings.max_waiting_bytes,
+            max_delay_seconds=settings.max_delay_seconds,
+            num_lanes=settings.lanes_per_model,
+        )
+        self._errands = Errands()
+        self._residency = Residency(
+            self._open,
+            self._close,
+            self._errands,
+            max_loaded=settings.max_loaded_versions,
+            load_seconds=settings.load_seconds,
+            most_waiting_calls=settings.max_waiting_rows,
+            most_waiting_bytes=settings.max_waiting_bytes,
+            occupied=metrics.loaded_versions.set,
+        )
+        self._meters: OrderedDict[tuple[str, int], Meters] = OrderedDict()
+        self._num_calls = 0
+        self._is_draining = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def predict(
+        self,
+        name: ModelName,
+        inputs: Tensors,
+        *,
+        output_names: Sequence[str] = (),
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> Prediction:
+        """Run a model once; `deadline` is on time.monotonic().  Inputs must not change meanwhile.
+
+        Raises InvalidTensor, NoPermit, ExpiredInQueue, ModelNotFound, ModelLoading, ModelFailed, DeviceOutOfMemory,
+        Draining, or why the version could not be loaded.
+        """
+        if self._is_draining:
+            raise Draining
+        self._num_calls += 1
+        self._is_idle.clear()
+        try:
+            version = await self._registry.resolve(name)
+            meters = self._meters_of(version)
+            try:
+                prediction = await self._predict(version, meters, inputs, output_names, deadline, priority)
+            except HeadraceError as error:
+                meters.ended(error.reason)
+                if isinstance(error, NoPermit):
+                    meters.shed("no_permit")
+                elif isinstance(error, ExpiredInQueue):
+                    meters.shed("expired")
+                raise
+            except asyncio.CancelledError:
+                meters.ended("left")
+                raise
+            except BaseException:
+                meters.ended("INTERNAL")
+                raise
+            meters.answered(prediction.timing.queue_seconds)
+            return prediction
+        finally:
+            self._num_calls -= 1
+            if self._num_calls == 0:
+                self._is_idle.set()
+
+    async def load(self, name: ModelName, backend: str = "") -> LoadedModel:
+        """Load a version, with one backend or the server's choice, and return when it answers.
+
+        Tries again what failed before.  Raises why it could not be loaded, InvalidSpec for an unknown backend,
+        Unsupported for one that the version has no program for, ModelNotFound, Draining.
+        """
+        if self._is_draining:
+            raise Draining
+        version = await self._registry.resolve(name)
+        if backend:
+            self._choose(version, backend)
+        resident = await self._residency.borrow(version, backend=backend, again=True)
+        resident.give_back()
+        return LoadedModel(version, resident.backend)
+
+    async def unload(self, name: ModelName) -> ModelVersion:
+        """Unload a version when the calls that it has taken are finished.  Raises ModelNotLoaded, ModelNotFound."""
+        version = await self._registry.resolve(name)
+        await self._residency.unload(version)
+        return version
+
+    async def status(self, name: ModelName) -> ModelStatus:
+        """How the version that a name means is.  Raises ModelNotFound."""
+        version = await self._registry.resolve(name)
+        readiness, failure, resident = self._residency.look(version)
+        calls = resident.batcher.calls_in_flight if resident is not None else 0
+        return ModelStatus(version, readiness, failure, calls, resident.backend if resident is not None else "")
+
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
+        """Call `listener` with `models/{model}` and whether any version of it is loaded, whenever that changes."""
+        self._residency.watch(listener)
+
+    async def drain(self) -> None:
+        """Refuse new predictions with Draining and wait until those admitted are finished."""
+        self._is_draining = True
+        for resident in self._residency.residents:
+            resident.batcher.drain()
+        await self._is_idle.wait()
+
+    async def close(self) -> None:
+        """Answer what still waits with Draining, and end all lanes and loads."""
+        self._is_draining = True
+        await self._errands.close()
+        await self._residency.close()
+
+    # Inside.
+
+    async def _predict(
+        self,
+        version: ModelVersion,
+        meters: Meters,
+        inputs: Tensors,
+        output_names: Sequence[str],
+        deadline: float | None,
+        priority: int,
+    ) -> Prediction:
+        nbytes = await _check(version, inputs, output_names)
+        resident = self._residency.borrow_ready(version)
+        if resident is None:
+            resident = await self._residency.borrow(version, deadline=deadline, nbytes=nbytes)
+        try:
+            answer = await _run(resident, meters, inputs, nbytes, deadline, priority)
+            outputs = answer.outputs
+            return Prediction(
+                version=version,
+                outputs={name: outputs[name] for name in output_names} if output_names else outputs,
+                timing=Timing(
+                    queue_seconds=answer.queue_seconds,
+                    assemble_seconds=answer.assemble_seconds,
+                    compute_seconds=answer.compute_seconds,
+                    respond_seconds=time.monotonic() - answer.finished_at,
+                    batch_rows=answer.batch_rows,
+                    batch_calls=answer.batch_calls,
+                ),
+                provenance=resident.provenance,
+            )
+        finally:
+            resident.give_back()
+
+    def _choose(self, version: ModelVersion, name: str) -> Backend:
+        """The backend with this name, or the first that has a program to run."""
+        if name and all(backend.name != name for backend in self._backends):
+            known = ", ".join(repr(backend.name) for backend in self._backends)
+            raise InvalidSpec([Violation("backend", f"{name!r} is not one of {known}")])
+        for backend in self._backends:
+            if name in ("", backend.name) and version.artifact(backend.format) is not None:
+                return backend
+        formats = ", ".join(sorted({artifact.format for artifact in version.artifacts})) or "none"
+        what = f"backend {name!r} for {version.name}" if name else f"running {version.name}"
+        raise Unsupported(what, f"its files are {formats}")
+
+    async def _open(self, version: ModelVersion, name: str, died: Callable[[Resident], None]) -> Resident:
+        backend = self._choose(version, name)
+        artifact = version.artifact(backend.format)
+        assert artifact is not None
+        started_at = time.monotonic()
+        program = await self._programs.fetch(version, artifact)
+        try:
+            resident = Resident(version, program, backend, self._limits, self._meters_of(version), died)
+            await resident.open()
+        except BaseException:
+            await self._programs.release(program)
+            raise
+        seconds = time.monotonic() - started_at
+        self._metrics.load_seconds.labels(backend.name).observe(seconds)
+        if self._is_draining:
+            resident.batcher.drain()
+        log.info("inference.loaded", model=str(version.name), backend=backend.name, seconds=seconds)
+        return resident
+
+    async def _close(self, resident: Resident) -> None:
+        await resident.close()
+        await self._programs.release(resident.program)
+        log.info("inference.unloaded", model=str(resident.version.name), backend=resident.backend)
+
+    def _meters_of(self, version: ModelVersion) -> Meters:
+        key = (version.model, version.version)
+        meters = self._meters.get(key)
+        if meters is None:
+            meters = self._meters[key] = Meters(self._metrics, version)
+            meters.waiting_rows.set_function(lambda: self._waiting_rows(version))
+            if len(self._meters) > MOST_METERS:
+                self._meters.popitem(last=False)
+        return meters
+
+    def _waiting_rows(self, version: ModelVersion) -> float:
+        _, _, resident = self._residency.look(version)
+        return resident.batcher.waiting_rows if resident is not None else 0
+
+
+async def _run(
+    resident: Resident, meters: Meters, inputs: Tensors, nbytes: int, deadline: float | None, priority: int
+) -> Answer:
+    batcher = resident.batcher
+    ticket = batcher.submit(inputs, nbytes, priority=priority, deadline=deadline)
+    timer = None
+    if deadline is not None:
+        timer = asyncio.get_running_loop().call_later(deadline - time.monotonic(), batcher.expire, ticket)
+    try:
+        return await ticket.future
+    except asyncio.CancelledError:
+        if batcher.leave(ticket):
+            meters.shed("left")
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+async def _check(version: ModelVersion, inputs: Tensors, output_names: Sequence[str]) -> int:
+    """Raise InvalidTensor unless the inputs fit; return their size in bytes.
+
+    Shapes and types are a glance.  Looking at every element of large inputs is done in a thread.
+    """
+    signature = version.signature
+    size = sum(array.nbytes for array in inputs.values())
+    looks_inside = any(spec.finite_only for spec in signature.inputs) or any(
+        array.dtype == object for array in inputs.values()
+    )
+    if looks_inside and size > INLINE_CHECK_BYTES:
+        violations, size = await asyncio.to_thread(_look, signature, inputs, output_names)
+    else:
+        violations, size = _look(signature, inputs, output_names)
+    if violations:
+        raise InvalidTensor(violations, str(version.name))
+    return size
+
+
+def _look(signature: Signature, inputs: Tensors, output_names: Sequence[str]) -> tuple[list[Violation], int]:
+    violations = signature.violations(inputs, output_names)
+    if violations:
+        return violations, 0
+    size = 0
+    for array in inputs.values():
+        size += array.nbytes
+        if array.dtype == object:
+            size += sum(map(len, array.ravel().tolist()))
+    return violations, size

@@ -1,0 +1,38 @@
+"""The metrics of one model version, with their labels bound once."""
+
+from headrace_server.inference.batch import Batch, Reason
+from headrace_server.models.version import ModelVersion
+from headrace_server.telemetry.metrics import Metrics
+
+
+class Meters:
+    """What is counted for one version.  Safe to use from any thread."""
+
+    def __init__(self, metrics: Metrics, version: ModelVersion) -> None:
+        self._metrics = metrics
+        self._labels = labels = (version.model, str(version.version))
+        self._ok = metrics.predictions.labels(*labels, "ok")
+        self._queue_seconds = metrics.queue_seconds.labels(*labels)
+        self._compute_seconds = metrics.compute_seconds.labels(*labels)
+        self._batch_rows = metrics.batch_rows.labels(*labels)
+        self._batches = {reason: metrics.batches.labels(*labels, reason.value) for reason in Reason}
+        self.waiting_rows = metrics.waiting_rows.labels(*labels)
+
+    def answered(self, queue_seconds: float) -> None:
+        """A prediction ended well."""
+        self._ok.inc()
+        self._queue_seconds.observe(queue_seconds)
+
+    def ended(self, outcome: str) -> None:
+        """A prediction ended otherwise."""
+        self._metrics.predictions.labels(*self._labels, outcome).inc()
+
+    def shed(self, reason: str) -> None:
+        """A prediction was not computed: no_permit, expired, left."""
+        self._metrics.shed.labels(*self._labels, reason).inc()
+
+    def ran(self, batch: Batch, compute_seconds: float) -> None:
+        """A batch was computed."""
+        self._compute_seconds.observe(compute_seconds)
+        self._batch_rows.observe(batch.rows)
+        self._batches[batch.reason].inc()

@@ -1,0 +1,299 @@
+"""Which versions are loaded: loads each once however many ask, lends it out, and lets the least recently used go.
+
+A version that is lent is never unloaded; one that must go is withdrawn first, so that new calls do not find it, and
+closed when the last call has given it back.  Belongs to the event loop.
+"""
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import structlog
+
+from headrace_server.errors import HeadraceError, ModelFailed, ModelLoading, ModelNotLoaded, Overloaded
+from headrace_server.inference.errands import Errands
+from headrace_server.inference.prediction import Readiness
+from headrace_server.inference.resident import Resident
+from headrace_server.models.version import ModelVersion
+
+MOST_FAILURES = 1024
+
+Key: TypeAlias = tuple[str, int]
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    version: ModelVersion
+    readiness: Readiness = Readiness.LOADING
+    resident: Resident | None = None
+    failure: HeadraceError | None = None
+    failed_at: float = 0.0
+    waiters: set["asyncio.Future[Resident]"] = field(default_factory=set)
+    waiting_bytes: int = 0
+
+
+class Residency:
+    """The loaded versions, at most `max_loaded`, those that are being loaded or closed included."""
+
+    def __init__(
+        self,
+        open_resident: Callable[[ModelVersion, str, Callable[[Resident], None]], Awaitable[Resident]],
+        close_resident: Callable[[Resident], Awaitable[None]],
+        errands: Errands,
+        *,
+        max_loaded: int,
+        load_seconds: float,
+        most_waiting_calls: int,
+        most_waiting_bytes: int,
+        occupied: Callable[[int], None],
+    ) -> None:
+        """`open_resident` gets a version, the name of a backend or "", and whom to tell when it dies.
+
+        `occupied` hears how many versions are loaded, whenever that changes.
+        """
+        self._open_resident = open_resident
+        self._close_resident = close_resident
+        self._errands = errands
+        self._max_loaded = max_loaded
+        self._load_seconds = load_seconds
+        self._most_waiting_calls = most_waiting_calls
+        self._most_waiting_bytes = most_waiting_bytes
+        self._tell_occupied = occupied
+        self._slots: OrderedDict[Key, _Slot] = OrderedDict()  # least recently used first
+        self._failures: OrderedDict[Key, _Slot] = OrderedDict()
+        self._num_occupied = 0
+        self._num_leaving = 0
+        self._num_waiting_for_room = 0
+        self._bell = asyncio.Event()
+        self._ready: Counter[str] = Counter()
+        self._listeners: list[Callable[[str, bool], None]] = []
+        self._leaving: dict[Resident, asyncio.Task[None]] = {}
+
+    # Lending.
+
+    def borrow_ready(self, version: ModelVersion) -> Resident | None:
+        """Lend a version that is ready; None when it is not."""
+        key = (version.model, version.version)
+        slot = self._slots.get(key)
+        if slot is None or slot.resident is None:
+            return None
+        self._slots.move_to_end(key)
+        return slot.resident.borrow()
+
+    async def borrow(
+        self,
+        version: ModelVersion,
+        *,
+        backend: str = "",
+        deadline: float | None = None,
+        again: bool = False,
+        nbytes: int = 0,
+    ) -> Resident:
+        """Lend a version, loading it if need be.  Whoever gets it calls `give_back`; `nbytes` is what they hold.
+
+        Raises ModelLoading when `deadline` (time.monotonic()) comes first or too many wait already, or the failure to
+        load it: this one's, or, unless `again`, an earlier one's.
+        """
+        resident = self.borrow_ready(version)
+        if resident is not None and backend in ("", resident.backend):
+            return resident
+        if resident is not None:
+            resident.give_back()
+            self._withdraw(self._slots[version.model, version.version])
+        slot = self._slots.get((version.model, version.version)) or self._begin(version, backend, again)
+        is_full = (
+            slot.waiting_bytes + nbytes > self._most_waiting_bytes or len(slot.waiters) >= self._most_waiting_calls
+        )
+        if is_full and slot.waiters:
+            raise ModelLoading(str(version.name))
+        waiter: asyncio.Future[Resident] = asyncio.get_running_loop().create_future()
+        slot.waiters.add(waiter)
+        slot.waiting_bytes += nbytes
+        try:
+            async with asyncio.timeout(None if deadline is None else max(deadline - time.monotonic(), 0)):
+                return await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                waiter.result().give_back()  # it was lent to us in the moment in which we left
+            if isinstance(error, TimeoutError):
+                raise ModelLoading(str(version.name)) from None
+            raise
+        finally:
+            slot.waiters.discard(waiter)
+            slot.waiting_bytes -= nbytes
+
+    async def unload(self, version: ModelVersion) -> None:
+        """Withdraw a version and wait until it is closed.  Raises ModelNotLoaded when it is not loaded."""
+        slot = self._slots.get((version.model, version.version))
+        if slot is None:
+            raise ModelNotLoaded(str(version.name))
+        if slot.resident is None:
+            (await self.borrow(version)).give_back()
+        if slot.resident is not None:
+            if slot is self._slots.get((version.model, version.version)):
+                self._withdraw(slot)
+            leaving = self._leaving.get(slot.resident)
+            if leaving is not None:
+                await asyncio.shield(leaving)
+
+    # Looking.
+
+    def look(self, version: ModelVersion) -> tuple[Readiness, HeadraceError | None, Resident | None]:
+        """How a version is."""
+        key = (version.model, version.version)
+        slot = self._slots.get(key) or self._failures.get(key)
+        return (slot.readiness, slot.failure, slot.resident) if slot is not None else (Readiness.UNLOADED, None, None)
+
+    @property
+    def residents(self) -> list[Resident]:
+        """All that are ready or leaving."""
+        ready = [slot.resident for slot in self._slots.values() if slot.resident is not None]
+        return [*ready, *self._leaving]
+
+    def watch(self, listener: Callable[[str, bool], None]) -> None:
+        """Call `listener` with `models/{model}` and True when its first version is ready, False after the last."""
+        self._listeners.append(listener)
+
+    async def close(self) -> None:
+        """Close everything.  Loads must have been ended before, by closing the errands."""
+        for slot in list(self._slots.values()):
+            if slot.resident is not None:
+                self._withdraw(slot, is_patient=False)
+        await self._errands.finish()
+
+    # Loading.
+
+    def _begin(self, version: ModelVersion, backend: str, again: bool) -> _Slot:
+        key = (version.model, version.version)
+        failed = self._failures.get(key)
+        if failed is not None and not again and not _may_try_again(failed):
+            assert failed.failure is not None
+            raise failed.failure.with_traceback(None)  # else it would grow with each caller
+        slot = self._slots[key] = _Slot(version)
+        self._errands.start(self._load(slot, backend))
+        return slot
+
+    async def _load(self, slot: _Slot, backend: str) -> None:
+        key = (slot.version.model, slot.version.version)
+        has_room = False
+        try:
+            async with asyncio.timeout(self._load_seconds):
+                await self._make_room()
+                has_room = True
+                resident = await self._open_resident(slot.version, backend, self._discard)
+        except BaseException as error:
+            if has_room:
+                self._leave_room()
+            del self._slots[key]
+            self._fail(slot, self._failure(slot.version, error))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        slot.resident, slot.readiness = resident, Readiness.READY
+        self._failures.pop(key, None)
+        for waiter in slot.waiters:
+            if not waiter.done():
+                waiter.set_result(resident.borrow())
+        self._count_ready(slot.version.model, 1)
+        self._ring()
+
+    def _fail(self, slot: _Slot, failure: HeadraceError) -> None:
+        slot.readiness, slot.failure, slot.failed_at = Readiness.FAILED, failure.with_traceback(None), time.monotonic()
+        self._failures[slot.version.model, slot.version.version] = slot
+        if len(self._failures) > MOST_FAILURES:
+            self._failures.popitem(last=False)
+        for waiter in slot.waiters:
+            if not waiter.done():
+                waiter.set_exception(failure)
+        log.warning("inference.load_failed", model=str(slot.version.name), problem=str(failure))
+
+    def _failure(self, version: ModelVersion, error: BaseException) -> HeadraceError:
+        if isinstance(error, HeadraceError):
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            return ModelLoading(str(version.name))
+        if isinstance(error, TimeoutError):
+            problem = f"it could not be loaded within {self._load_seconds:g} seconds"
+        else:
+            problem = f"it could not be loaded: {type(error).__name__}: {error}"
+        failure = ModelFailed(str(version.name), problem)
+        failure.__cause__ = error.with_traceback(None)  # it is kept: frames would keep what was being loaded
+        return failure
+
+    async def _make_room(self) -> None:
+        self._num_waiting_for_room += 1
+        try:
+            while self._num_occupied >= self._max_loaded:
+                bell = self._bell  # taken before looking, so that no ring is missed
+                if self._num_leaving < self._num_waiting_for_room and (victim := self._least_needed()) is not None:
+                    self._withdraw(victim)
+                await bell.wait()
+        finally:
+            self._num_waiting_for_room -= 1
+        self._num_occupied += 1
+        self._tell_occupied(self._num_occupied)
+
+    def _leave_room(self) -> None:
+        self._num_occupied -= 1
+        self._tell_occupied(self._num_occupied)
+        self._ring()
+
+    def _least_needed(self) -> _Slot | None:
+        """An idle version if there is one, else any; the least recently used of them."""
+        ready = [slot for slot in self._slots.values() if slot.resident is not None]
+        idle = (slot for slot in ready if slot.resident is not None and slot.resident.num_borrowed == 0)
+        return next(idle, ready[0] if ready else None)
+
+    def _withdraw(self, slot: _Slot, *, is_patient: bool = True) -> None:
+        """Let no new call find a version, and close it when the calls that have it are finished."""
+        resident = slot.resident
+        assert resident is not None
+        del self._slots[slot.version.model, slot.version.version]
+        self._num_leaving += 1
+        self._count_ready(slot.version.model, -1)
+        self._leaving[resident] = self._errands.start(self._see_off(resident, is_patient))
+
+    async def _see_off(self, resident: Resident, is_patient: bool) -> None:
+        try:
+            if is_patient:
+                await resident.wait_until_free()
+        finally:
+            try:
+                await self._close_resident(resident)
+            finally:
+                del self._leaving[resident]
+                self._num_leaving -= 1
+                self._leave_room()
+
+    def _discard(self, resident: Resident) -> None:
+        """A resident has died: the next call loads the version anew."""
+        slot = self._slots.get((resident.version.model, resident.version.version))
+        if slot is not None and slot.resident is resident:
+            self._withdraw(slot)
+
+    def _count_ready(self, model: str, change: int) -> None:
+        before = self._ready[model]
+        self._ready[model] += change
+        if not self._ready[model]:
+            del self._ready[model]
+        if (before == 0) != (before + change == 0):
+            for listener in self._listeners:
+                listener(f"models/{model}", before == 0)
+
+    def _ring(self) -> None:
+        self._bell.set()
+        self._bell = asyncio.Event()
+
+
+def _may_try_again(failed: _Slot) -> bool:
+    """A failure for want of memory or disk is forgotten after a while; a broken model stays broken."""
+    failure = failed.failure
+    if isinstance(failure, ModelLoading):  # it was interrupted
+        return True
+    return (
+        isinstance(failure, Overloaded) and time.monotonic() >= failed.failed_at + failure.retry_after.total_seconds()
+    )

@@ -1,0 +1,163 @@
+"""One loaded version: its batcher, the lanes that serve it, and how many calls have borrowed it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from headrace_server.errors import Draining
+from headrace_server.inference.backends.backend import Backend, Session
+from headrace_server.inference.batch import Batch, BatchLimits
+from headrace_server.inference.batcher import Batcher
+from headrace_server.inference.lane import Lane
+from headrace_server.inference.meters import Meters
+from headrace_server.inference.prediction import Provenance
+from headrace_server.inference.programs import Program
+from headrace_server.inference.warm_up import warm_up
+from headrace_server.models.version import ModelVersion
+
+JOIN_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+class Resident:
+    """A version in memory.  Belongs to the event loop; what lanes call is marked."""
+
+    def __init__(
+        self,
+        version: ModelVersion,
+        program: Program,
+        backend: Backend,
+        limits: BatchLimits,
+        meters: Meters,
+        died: Callable[["Resident"], None],
+    ) -> None:
+        """`died` is called on the loop when a lane has ended by a fault: every call has been answered then."""
+        self.version = version
+        self.program = program
+        self.backend = backend.name
+        self._backend = backend
+        self._meters = meters
+        self._died = died
+        self._loop = asyncio.get_running_loop()
+        self.batcher = Batcher(
+            str(version.name),
+            [spec.name for spec in version.signature.inputs],
+            limits,
+            is_batchable=version.signature.is_batchable,
+            loop=self._loop,
+        )
+        self._num_lanes = limits.num_lanes
+        self._lanes: list[Lane] = []
+        self._opened: list[asyncio.Future[Session]] = []
+        self._rows_are_independent = True
+        self._num_borrowed = 0
+        self._is_free = asyncio.Event()
+        self._is_free.set()
+        self.provenance: Provenance
+
+    async def open(self) -> None:
+        """Start the lanes and wait until each has a warm session.  Raises what a backend raises; then it is closed."""
+        name = f"{self.version.model}-{self.version.version}"
+        try:
+            for number in range(self._num_lanes):
+                self._opened.append(self._loop.create_future())
+                self._lanes.append(Lane.start(number, name, self._open_session, self.batcher, self))
+            sessions = await asyncio.gather(*self._opened)
+        except BaseException:
+            # Lanes that are still opening close what they open as soon as they see that the batcher is closed.
+            self.batcher.close(Draining)
+            raise
+        finally:
+            for opened in self._opened:  # the others, when the first has failed: nobody asks them any more
+                if opened.done() and not opened.cancelled():
+                    opened.exception()
+        if self.version.signature.is_batchable and not self._rows_are_independent:
+            log.warning("inference.rows_depend_on_each_other", model=str(self.version.name))
+            self.batcher.run_alone()
+        self.provenance = Provenance(
+            artifact_digest=self.program.digest,
+            backend=self.backend,
+            precision=sessions[0].precision,
+            device=sessions[0].device,
+            training_job=self.version.lineage.training_job,
+        )
+
+    @property
+    def num_borrowed(self) -> int:
+        """Calls that use it."""
+        return self._num_borrowed
+
+    def borrow(self) -> "Resident":
+        """Keep it loaded until `give_back`."""
+        self._num_borrowed += 1
+        self._is_free.clear()
+        return self
+
+    def give_back(self) -> None:
+        """End a borrow."""
+        self._num_borrowed -= 1
+        if self._num_borrowed == 0:
+            self._is_free.set()
+
+    async def wait_until_free(self) -> None:
+        """Wait for the calls that have borrowed it: each has its own deadline, or a caller who can leave."""
+        await self._is_free.wait()
+
+    async def close(self) -> None:
+        """Answer what waits, let what runs finish for a while, and end the lanes."""
+        self.batcher.close(Draining)
+        if not await asyncio.to_thread(self._join):
+            log.warning("inference.lane_stuck", model=str(self.version.name), seconds=JOIN_SECONDS)
+            self.batcher.close(Draining, abandon=True)
+
+    def _join(self) -> bool:
+        limit = time.monotonic() + JOIN_SECONDS
+        return all(lane.join(max(limit - time.monotonic(), 0)) for lane in self._lanes)
+
+    # What lanes call, on their own threads.
+
+    def _open_session(self) -> Session:
+        session = self._backend.open(self.program.path, self.version.signature)
+        try:
+            if not warm_up(session, self.version.signature):
+                self._rows_are_independent = False
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def has_opened(self, lane: int, session: Session) -> None:
+        """The session of a lane is warm."""
+        self._on_loop(_settle, self._opened[lane], session, None)
+
+    def could_not_open(self, lane: int, error: BaseException) -> None:
+        """A lane has no session."""
+        self._on_loop(_settle, self._opened[lane], None, error)
+
+    def has_run(self, batch: Batch, compute_seconds: float) -> None:
+        """A batch was computed."""
+        self._meters.ran(batch, compute_seconds)
+
+    def has_died(self, lane: int, error: BaseException) -> None:
+        """A lane has ended by a fault."""
+        log.error("inference.lane_died", model=str(self.version.name), lane=lane, exc_info=error)
+        self._on_loop(self._died, self)
+
+    def _on_loop(self, act: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(act, *args)
+        except RuntimeError:
+            assert self._loop.is_closed()  # then nobody waits any more
+
+
+def _settle(opened: "asyncio.Future[Session]", session: Session | None, error: BaseException | None) -> None:
+    if opened.done():
+        return
+    if session is not None:
+        opened.set_result(session)
+    else:
+        assert error is not None
+        opened.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
