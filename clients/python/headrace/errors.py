@@ -351,8 +351,9 @@ class TrainingEnded(HeadraceError):
 class TrainingFailed(TrainingEnded):
     """The job failed; `reason` and `metadata` hold the evidence: exit code, signal, last lines of its log."""
 
-    def __init__(self, job: TrainingJob) -> None:
-        cause = from_status(job.failure)
+    default_code = grpc.StatusCode.UNKNOWN
+
+    def __init__(self, job: TrainingJob, cause: HeadraceError) -> None:
         super().__init__(
             f"{job.name} failed: {cause.message or job.state_message or 'no reason was given'}", job, cause
         )
@@ -367,4 +368,7 @@ class TrainingCancelled(TrainingEnded):
         super().__init__(f"{job.name} was cancelled{f': {job.state_message}' if job.state_message else ''}", job)
 
 
+CATEGORIES: tuple[type[HeadraceError], ...] = (
+    Invalid, NotFound, Conflict, WrongState, OutOfRange, Overloaded, Unavailable, DeadlineExceeded, Denied, ServerFault,
+)  # fmt: skip
 """The types that stand for whole codes."""

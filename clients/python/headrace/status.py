@@ -79,8 +79,5 @@ def _code(number: int) -> grpc.StatusCode:
 
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-CATEGORIES: tuple[type[HeadraceError], ...] = (
-    Invalid, NotFound, Conflict, WrongState, OutOfRange, Overloaded, Unavailable, DeadlineExceeded, Denied, ServerFault,
-)  # fmt: skip
 _BY_CODE = {kind.default_code: kind for kind in CATEGORIES} | {grpc.StatusCode.UNAUTHENTICATED: Denied}
 _BY_REASON = {kind.reason: kind for category in CATEGORIES for kind in category.__subclasses__()}

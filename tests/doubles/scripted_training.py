@@ -1,0 +1,188 @@
+"""A training service with one job whose history is given, over connections that break where the script says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+from headrace.training.v1 import training_event_pb2 as events
+from headrace.training.v1 import training_job_pb2 as jobs
+from headrace.training.v1 import training_service_pb2 as pb
+from headrace.training.v1.training_service_pb2_grpc import TrainingServiceServicer
+
+from tests.doubles.refusal import Refusal
+
+State = jobs.TrainingJob.State
+BROKEN = Refusal(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+
+def history(
+    num_steps: int = 8, ending: "jobs.TrainingJob.State.ValueType" = State.STATE_SUCCEEDED
+) -> list[events.TrainingEvent]:
+    """A whole life: queued, running, steps with an evaluation after each fourth, the end."""
+    entries = [_moved(State.STATE_UNSPECIFIED, State.STATE_QUEUED), _moved(State.STATE_QUEUED, State.STATE_RUNNING)]
+    for step in range(1, num_steps + 1):
+        done = step / num_steps
+        entries.append(
+            events.TrainingEvent(
+                step_completed=jobs.StepCompleted(
+                    step=step, epoch=1 + (step - 1) // 4, fraction=done, loss=2.0 / step, samples_per_second=1000.0
+                )
+            )
+        )
+        if step % 4 == 0:
+            evaluation = events.EvaluationCompleted(
+                step=step, epoch=step // 4, metrics={"accuracy": done, "loss": 1.0 / step}, is_best=True, num_rows=100
+            )
+            entries.append(events.TrainingEvent(evaluation_completed=evaluation))
+    if ending == State.STATE_SUCCEEDED:
+        registered = events.ModelRegistered(model_version="models/digits/versions/1")
+        entries.append(events.TrainingEvent(model_registered=registered))
+    entries.append(_moved(State.STATE_RUNNING, ending))
+    for sequence, entry in enumerate(entries, 1):
+        entry.sequence = sequence
+        entry.time.FromSeconds(1_700_000_000 + sequence)
+    entries[-1].state_changed.job.CopyFrom(finished_job(ending, len(entries)))
+    return entries
+
+
+def finished_job(ending: "jobs.TrainingJob.State.ValueType", latest_sequence: int) -> jobs.TrainingJob:
+    job = jobs.TrainingJob(name="trainingJobs/j1", state=ending, latest_sequence=latest_sequence)
+    if ending == State.STATE_SUCCEEDED:
+        job.model_version = "models/digits/versions/1"
+    if ending == State.STATE_FAILED:
+        evidence = {"exit_code": "", "signal": "SIGKILL", "restarts": "3"}
+        failure = Refusal(grpc.StatusCode.ABORTED, "its worker died 4 times", "WORKER_LOST", evidence)
+        job.failure.CopyFrom(failure.status())
+    if ending == State.STATE_CANCELLED:
+        job.state_message = "no longer needed"
+    return job
+
+
+class ScriptedTraining(TrainingServiceServicer):
+    """One job, `trainingJobs/j1`; its readers see `history` and are cut off as `cuts` says."""
+
+    def __init__(self, entries: Sequence[events.TrainingEvent] | None = None) -> None:
+        self.entries = list(history() if entries is None else entries)
+        self.cuts: list[int] = []
+        """For each connection in turn, the number of events after which it breaks; later ones hold."""
+        self.cut_with = BROKEN
+        self.refusals: list[Refusal] = []
+        """What the next calls are refused with, one each."""
+        self.lose_answers = 0
+        """So many calls of StartTraining are carried out, but their answers get lost."""
+        self.cursors: list[int] = []
+        """The `after_sequence` of each connection."""
+        self.log = [events.LogLine(sequence=n, text=f"line {n}") for n in range(1, 6)]
+        self.started: dict[str, jobs.TrainingJob] = {}
+        """By request id."""
+        self.requests: list[pb.StartTrainingRequest] = []
+        self.cancels: list[pb.CancelTrainingJobRequest] = []
+        self.has_ended = True
+        """False: the history is not over; readers wait at its end."""
+        self.heartbeat_seconds = 0.05
+        self.readers = 0
+
+    def job(self) -> jobs.TrainingJob:
+        """The job as it is now."""
+        last = self.entries[-1]
+        if self.has_ended and last.state_changed.HasField("job"):
+            return last.state_changed.job
+        return jobs.TrainingJob(name="trainingJobs/j1", state=State.STATE_RUNNING, latest_sequence=len(self.entries))
+
+    async def StartTraining(self, request: pb.StartTrainingRequest, context: Any) -> pb.StartTrainingResponse:
+        await self._maybe_refuse(context)
+        self.requests.append(request)
+        job = self.started.setdefault(
+            request.request_id,
+            jobs.TrainingJob(
+                name=f"trainingJobs/j{len(self.started) + 1}", spec=request.spec, state=State.STATE_QUEUED
+            ),
+        )
+        if self.lose_answers:
+            self.lose_answers -= 1
+            await BROKEN.send(context)
+        return pb.StartTrainingResponse(job=job)
+
+    async def StreamProgress(
+        self, request: pb.StreamProgressRequest, context: Any
+    ) -> AsyncIterator[pb.StreamProgressResponse]:
+        await self._maybe_refuse(context)
+        self.cursors.append(request.after_sequence)
+        left = self.cuts.pop(0) if self.cuts else None
+        self.readers += 1
+        try:
+            yield pb.StreamProgressResponse(snapshot=self.job())
+            for entry in self.entries[request.after_sequence :]:
+                if left == 0:
+                    await self.cut_with.send(context)
+                left = None if left is None else left - 1
+                yield pb.StreamProgressResponse(event=entry)
+            if left == 0:
+                await self.cut_with.send(context)
+            sent = max(len(self.entries), request.after_sequence)
+            while not self.has_ended:
+                await asyncio.sleep(self.heartbeat_seconds)
+                yield pb.StreamProgressResponse(heartbeat=pb.Heartbeat(latest_sequence=len(self.entries)))
+            for entry in self.entries[sent:]:
+                yield pb.StreamProgressResponse(event=entry)
+        finally:
+            self.readers -= 1
+
+    async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.StreamLogsResponse]:
+        await self._maybe_refuse(context)
+        self.cursors.append(request.after_sequence)
+        left = self.cuts.pop(0) if self.cuts else None
+        for line in self.log[request.after_sequence :]:
+            if left == 0:
+                await self.cut_with.send(context)
+            left = None if left is None else left - 1
+            yield pb.StreamLogsResponse(line=line)
+        while not self.has_ended:
+            yield pb.StreamLogsResponse(heartbeat=pb.Heartbeat(latest_sequence=len(self.log)))
+            await asyncio.sleep(0.05)
+
+    async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Any) -> pb.GetTrainingJobResponse:
+        await self._maybe_refuse(context)
+        if request.name != "trainingJobs/j1":
+            refusal = Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                f"{request.name!r} does not exist",
+                "TRAINING_JOB_NOT_FOUND",
+                {"name": request.name},
+                request_id="r-17",
+            )
+            await refusal.send(context)
+        return pb.GetTrainingJobResponse(job=self.job())
+
+    async def ListTrainingJobs(self, request: pb.ListTrainingJobsRequest, context: Any) -> pb.ListTrainingJobsResponse:
+        """Three pages of two jobs, whatever the size asked for."""
+        await self._maybe_refuse(context)
+        page = int(request.page_token or 0)
+        names = [jobs.TrainingJob(name=f"trainingJobs/p{page}-{n}", state=State.STATE_SUCCEEDED) for n in range(2)]
+        return pb.ListTrainingJobsResponse(jobs=names, next_page_token=str(page + 1) if page < 2 else "")
+
+    async def CancelTrainingJob(
+        self, request: pb.CancelTrainingJobRequest, context: Any
+    ) -> pb.CancelTrainingJobResponse:
+        await self._maybe_refuse(context)
+        self.cancels.append(request)
+        if self.has_ended:
+            message = f"cannot cancel {request.name}: it is SUCCEEDED"
+            await Refusal(grpc.StatusCode.FAILED_PRECONDITION, message, "ILLEGAL_TRANSITION").send(context)
+        return pb.CancelTrainingJobResponse(job=jobs.TrainingJob(name=request.name, state=State.STATE_CANCELLING))
+
+    async def ListTrainers(self, request: pb.ListTrainersRequest, context: Any) -> pb.ListTrainersResponse:
+        trainer = pb.Trainer(name="tabular", title="A network over columns", dataset_formats=["CSV", "PARQUET"])
+        trainer.parameters_schema.update({"properties": {"target": {"type": "string"}}, "required": ["target"]})
+        return pb.ListTrainersResponse(trainers=[trainer])
+
+    async def _maybe_refuse(self, context: Any) -> None:
+        if self.refusals:
+            await self.refusals.pop(0).send(context)
+
+
+def _moved(before: "jobs.TrainingJob.State.ValueType", after: "State.ValueType") -> events.TrainingEvent:
+    change = events.StateChanged(to=after, reason="SCRIPTED")
+    setattr(change, "from", before)
+    return events.TrainingEvent(state_changed=change)
