@@ -103,7 +103,7 @@ class Loop:
         self._is_over = False
         self._best_weights: Mapping[str, Tensor] | None = None
         self._augmentation = torch.Generator(device).manual_seed(derive_seed(recipe.seed, Use.AUGMENTATION))
-        torch.manual_seed(derive_seed(recipe.seed, Use.TRAINING))  # what dropout draws from
+        self._random_states: Mapping[str, Tensor] | None = None
         self._progress = Progress(report, task.measures, task.measure, device, self.num_steps, reported_step)
         self._checkpointed_step = 0
         self._checkpoint_due_at = time.monotonic() + recipe.checkpoints.period_seconds
@@ -114,6 +114,7 @@ class Loop:
         The last checkpoint is complete when this returns; there is none if nothing was done since the one that was
         resumed from.  Raises Diverged, and OSError when the last checkpoint cannot be written.
         """
+        self._seed_generators()
         self._network.train()
         while not (self._is_over or self._stop.is_set()):
             self._train_step()
@@ -182,6 +183,9 @@ class Loop:
         """The epoch of the last step that was done, counted from 1."""
         return (self._step - 1) // self._steps_per_epoch + 1
 
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(what, self._step, self._progress.last_finite_loss, self._learning_rate(self._step - 1))
+
     def _is_evaluation_due(self) -> bool:
         epoch, position = divmod(self._step, self._steps_per_epoch)
         return position == 0 and epoch % self._recipe.evaluation.every_epochs == 0
@@ -197,7 +201,7 @@ class Loop:
         metrics = {name: float(value) for name, value in measured.items()}
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise Diverged(f"the held-out {name} is {value}", self._step, None, self._learning_rate(self._step))
+                raise self._diverged(f"the held-out {name} is {value}")
         is_best = self._yardstick.judge(self._step, metrics)
         if is_best:
             self._best_weights = copy_to_host(self._network.state_dict())
@@ -230,7 +234,7 @@ class Loop:
         weights = self._best_weights if is_best else copy_to_host(self._network.state_dict())
         assert weights is not None  # the best ones are kept by the evaluation that finds them
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values() if tensor.is_floating_point()):
-            raise Diverged("a weight is not finite", self._step, None, self._learning_rate(self._step))
+            raise self._diverged("a weight is not finite")
         values = Values(
             step=self._step,
             num_rows=self._training.num_rows,
@@ -253,9 +257,9 @@ class Loop:
             with torch.no_grad():
                 for name, tensor in self._state().items():
                     tensor.copy_(checkpoint.tensors[name])
-            self._restore_generators(checkpoint.tensors)
         except (KeyError, RuntimeError) as error:
             raise TrainingFailure(f"the checkpoint does not fit the network: {error}") from error
+        self._random_states = checkpoint.tensors
         self._step = self._checkpointed_step = values.step
         self._is_over = values.is_over
         self._yardstick = self._make_yardstick(values.standing)
@@ -269,11 +273,15 @@ class Loop:
         scale = self._loss_scale.state if self._loss_scale else {}
         return {**self._optimizer.state, **scale, **generators}
 
-    def _restore_generators(self, tensors: Mapping[str, Tensor]) -> None:
-        self._augmentation.set_state(tensors["random.augmentation"])
-        torch.set_rng_state(tensors["random.cpu"])
+    def _seed_generators(self) -> None:
+        """Set the generators that training draws from; torch's own, which dropout uses, belong to the whole process."""
+        if self._random_states is None:
+            torch.manual_seed(derive_seed(self._recipe.seed, Use.TRAINING))
+            return
+        self._augmentation.set_state(self._random_states["random.augmentation"])
+        torch.set_rng_state(self._random_states["random.cpu"])
         if self._device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self._device)
+            torch.cuda.set_rng_state(self._random_states["random.cuda"], self._device)
 
     # The plan.
 

@@ -57,7 +57,7 @@ def _do(job: JobFile, pipe: ReportPipe, stop: threading.Event) -> int:
         from headrace_server.trainers.training import Training
 
         is_finished = Training(job, pipe.write, stop).run()
-    except Exception as error:  # the edge of the process: whatever it is, the agent must hear of it
+    except Exception as error:  # noqa: BLE001 - the edge of the process: the agent must hear of whatever it is
         if not isinstance(error, HeadraceError):
             traceback.print_exc()
         pipe.write(Failed(error=type(error).__name__, message=str(error)[:8192]))

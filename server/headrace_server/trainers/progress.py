@@ -46,7 +46,8 @@ class Progress:
         self._kept_elements = 0
         self._rows = 0
         self._steps_here = 0
-        self._last_finite_loss: float | None = None
+        self.last_finite_loss: float | None = None
+        """As it was read last; evidence for when it no longer is."""
         self._began_at = self._read_at = time.perf_counter()
         self._paused_seconds = 0.0
         self._due_at = -math.inf
@@ -77,8 +78,8 @@ class Progress:
             return
         loss = float(self._loss_sum) / self._rows
         if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss}", step, self._last_finite_loss, learning_rate)
-        self._last_finite_loss = loss
+            raise Diverged(f"the loss is {loss}", step, self.last_finite_loss, learning_rate)
+        self.last_finite_loss = loss
         now = time.perf_counter()
         if step > self._reported_step:
             seconds = max(1e-9, now - self._read_at - self._paused_seconds)

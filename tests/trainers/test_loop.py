@@ -1,0 +1,301 @@
+"""The loop's promises, on a network of a few dozen weights."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from headrace_server.errors import InvalidSpec
+from headrace_server.precision import Precision
+from headrace_server.trainers.checkpoint import read_checkpoint
+from headrace_server.trainers.checkpoint_writer import CheckpointWriter
+from headrace_server.trainers.failures import Diverged, TrainingFailure
+from headrace_server.trainers.loop import Loop, Outcome
+from headrace_server.trainers.recipe import (
+    AdamW,
+    EarlyStopping,
+    Epochs,
+    Evaluation,
+    Recipe,
+    Sgd,
+    Steps,
+)
+from headrace_server.trainers.reports import (
+    CheckpointWritten,
+    EvaluationCompleted,
+    StepCompleted,
+    TrainerReport,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.doubles.tiny_task import TinyTask
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(length=Epochs(count=4), batch_size=8, optimizer=AdamW(learning_rate=0.01), seed=5)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class StopAt(threading.Event):
+    """An event that is set when it has been looked at `num_looks` times; the loop looks once before each step."""
+
+    def __init__(self, num_looks: int | None) -> None:
+        super().__init__()
+        self._num_looks = num_looks
+
+    def is_set(self) -> bool:
+        if self._num_looks is None:
+            return False
+        self._num_looks -= 1
+        return self._num_looks < 0
+
+
+class Run:
+    """One loop with all that it said and left."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe = RECIPE,
+        task: TinyTask | None = None,
+        stop_after: int | None = None,
+        resume_from: Path | None = None,
+        reported_step: int = 0,
+    ) -> None:
+        self.reports: list[TrainerReport] = []
+        torch.manual_seed(recipe.seed)
+        task = task or TinyTask()
+        self.network = task.make_network()
+        self.writer = CheckpointWriter(folder, self.reports.append)
+        self.loop = Loop(
+            task,
+            self.network,
+            recipe,
+            device=CPU,
+            report=self.reports.append,
+            checkpoints=self.writer,
+            stop=StopAt(stop_after),
+            reported_step=reported_step,
+        )
+        if resume_from is not None:
+            self.loop.restore(read_checkpoint(resume_from))
+
+    def go(self) -> Outcome:
+        try:
+            return self.loop.run()
+        finally:
+            self.writer.close()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+
+    @property
+    def checkpoints(self) -> list[CheckpointWritten]:
+        return [report for report in self.reports if isinstance(report, CheckpointWritten)]
+
+    @property
+    def steps(self) -> list[StepCompleted]:
+        return [report for report in self.reports if isinstance(report, StepCompleted)]
+
+    @property
+    def evaluations(self) -> list[EvaluationCompleted]:
+        return [report for report in self.reports if isinstance(report, EvaluationCompleted)]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
+    first, second = Run(tmp_path / "1"), Run(tmp_path / "2")
+    other = Run(tmp_path / "3", RECIPE.model_copy(update={"seed": 6}))
+
+    outcomes = [run.go() for run in (first, second, other)]
+
+    assert outcomes == [Outcome.COMPLETED] * 3
+    assert same(first.weights, second.weights)
+    assert not same(first.weights, other.weights)
+    assert [report.metrics for report in first.evaluations] == [report.metrics for report in second.evaluations]
+
+
+RECIPES = [
+    RECIPE,
+    RECIPE.model_copy(update={"length": Steps(count=17), "optimizer": Sgd()}),
+    RECIPE.model_copy(update={"precision": Precision.FP16, "evaluation": Evaluation(every_epochs=3, metric="loss")}),
+    RECIPE.model_copy(update={"length": Epochs(count=9), "early_stopping": EarlyStopping(patience=2, min_delta=0.05)}),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(recipe=st.sampled_from(RECIPES), stops=st.lists(st.integers(0, 12), min_size=1, max_size=3))
+def test_a_training_stopped_anywhere_and_resumed_ends_with_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, stops: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    uninterrupted = Run(folder / "whole", recipe)
+    uninterrupted.go()
+
+    resume_from: Path | None = None
+    steps: list[int] = []
+    evaluations: list[EvaluationCompleted] = []
+    for number, stop_after in enumerate([*stops, None]):
+        reported_step = max(steps, default=0)
+        run = Run(folder / str(number), recipe, None, stop_after, resume_from, reported_step)
+        outcome = run.go()
+        steps += [report.step for report in run.steps]
+        evaluations += run.evaluations
+        if run.checkpoints:
+            resume_from = Path(run.checkpoints[-1].folder)
+        if outcome is Outcome.COMPLETED:
+            break
+
+    assert outcome is Outcome.COMPLETED
+    assert same(run.weights, uninterrupted.weights)
+    assert same(dict(run.loop.best.weights), dict(uninterrupted.loop.best.weights))
+    assert run.loop.best.metrics == uninterrupted.loop.best.metrics
+    assert run.loop.best.step == uninterrupted.loop.best.step
+    assert [(e.step, e.metrics, e.is_best) for e in evaluations] == [
+        (e.step, e.metrics, e.is_best) for e in uninterrupted.evaluations
+    ]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == uninterrupted.steps[-1].step
+
+
+def test_steps_trained_again_after_a_kill_are_not_reported_again(tmp_path: Path) -> None:
+    first = Run(tmp_path / "1", stop_after=3)
+    first.go()
+
+    second = Run(tmp_path / "2", resume_from=Path(first.checkpoints[-1].folder), reported_step=7)
+    second.go()
+
+    assert all(report.step > 7 for report in second.steps)
+    assert second.steps[-1].step == second.loop.num_steps
+
+
+def test_a_completed_training_is_resumed_without_another_step(tmp_path: Path) -> None:
+    first = Run(tmp_path / "1")
+    first.go()
+
+    second = Run(tmp_path / "2", resume_from=Path(first.checkpoints[-1].folder))
+
+    assert second.go() is Outcome.COMPLETED
+    assert second.reports == []
+    assert same(dict(second.loop.best.weights), dict(first.loop.best.weights))
+
+
+def test_a_stop_before_the_first_step_leaves_no_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, stop_after=0)
+
+    assert run.go() is Outcome.STOPPED
+    assert run.reports == []
+
+
+def test_every_row_is_seen_once_an_epoch_also_those_of_the_last_batch(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def remember(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(len(targets))
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    run = Run(tmp_path, task=TinyTask(num_rows=37, loss_of=remember))
+    run.go()
+
+    assert seen == [8, 8, 8, 8, 5] * 4
+    assert run.loop.num_steps == 20
+    order = {
+        int(row) for position in range(5) for row in run.loop._training.training_batch(5, 2, position)[0][0][:, 0] * 1e6
+    }
+    assert len(order) == 37
+
+
+def test_progress_tells_what_was_done(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    run.go()
+
+    first, last = run.steps[0], run.steps[-1]
+    assert (first.step, first.epoch, first.remaining_seconds) == (1, 1, None)
+    assert (last.step, last.epoch, last.fraction) == (20, 4, 1.0)
+    assert last.samples_per_second > 0
+    assert set(last.metrics) == {"accuracy"}
+    assert set(last.step_seconds) == {"data", "forward", "backward", "optimizer"}
+    assert 0 < last.learning_rate < 0.01
+    assert [report.step for report in run.evaluations] == [5, 10, 15, 20]
+    assert run.evaluations[0].is_best
+    assert run.evaluations[0].num_rows == 11
+
+
+def test_the_last_step_is_evaluated_when_the_length_is_in_steps(tmp_path: Path) -> None:
+    run = Run(tmp_path, RECIPE.model_copy(update={"length": Steps(count=7)}))
+
+    assert run.go() is Outcome.COMPLETED
+    assert [report.step for report in run.evaluations] == [5, 7]
+    assert run.steps[-1].step == 7
+
+
+def test_early_stopping_ends_the_training(tmp_path: Path) -> None:
+    patience = EarlyStopping(patience=2, min_delta=10.0)
+
+    run = Run(tmp_path, RECIPE.model_copy(update={"length": Epochs(count=100), "early_stopping": patience}))
+
+    assert run.go() is Outcome.COMPLETED
+    assert len(run.evaluations) == 3
+    assert run.steps[-1].fraction < 1
+
+
+def test_a_loss_that_is_not_finite_fails_with_the_step_and_writes_no_checkpoint(tmp_path: Path) -> None:
+    calls = iter(range(1000))
+
+    def explode(outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = torch.nn.functional.cross_entropy(outputs, targets)
+        return loss * float("nan") if next(calls) == 3 else loss
+
+    run = Run(tmp_path, task=TinyTask(loss_of=explode))
+
+    with pytest.raises(Diverged, match=r"nan at step 5; the last finite loss was 0\.\d+; the learning rate"):
+        run.go()
+    assert run.checkpoints == []
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    def infinite_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs * 0).abs().sqrt().sum() + 1  # the value is 1, the gradient is NaN
+
+    run = Run(tmp_path, task=TinyTask(loss_of=infinite_slope), stop_after=1)
+
+    with pytest.raises(Diverged, match="weight is not finite at step 1"):
+        run.go()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_metric_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="'f1' is not one of accuracy, loss"):
+        Run(tmp_path, RECIPE.model_copy(update={"evaluation": Evaluation(metric="f1")}))
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    first = Run(tmp_path / "1", stop_after=3)
+    first.go()
+
+    with pytest.raises(TrainingFailure, match="had 37 rows, this one has 36 rows"):
+        Run(tmp_path / "2", task=TinyTask(num_rows=36), resume_from=Path(first.checkpoints[-1].folder))
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_reduced_precision_learns_too(tmp_path: Path, precision: Precision) -> None:
+    run = Run(tmp_path, RECIPE.model_copy(update={"precision": precision, "length": Epochs(count=12)}))
+
+    run.go()
+
+    assert run.loop.best.metrics["accuracy"] > 0.8
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in run.weights.values())
