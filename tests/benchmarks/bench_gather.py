@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+import psutil
 from headrace_server import _native
 from headrace_server.kernels import reference
 from headrace_server.kernels.gather import gather
@@ -79,6 +80,20 @@ def measure(case: Case, num_rounds: int) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Usage:
+    """Seconds of processor time since the start, by everybody and by this process."""
+
+    all_programs: float
+    ours: float
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """As of now."""
+        times = psutil.cpu_times()
+        return cls(sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(psutil.Process().cpu_times()[:2]))
+
+
 def main() -> None:
     """Measure all cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -88,11 +103,17 @@ def main() -> None:
         f"numpy {np.__version__}, ml_dtypes {ml_dtypes.__version__}, {_native.instruction_sets[0]}, {num_rounds} rounds"
     )
     print(
-        "| case | native us | read+written GB/s | reference us | concatenate us | reference/native | concatenate/native |"
+        "| case | native, us | GB/s moved | reference, us | concatenate, us | reference/native | concatenate/native |"
     )
     print("|---|---|---|---|---|---|---|")
+    before, start = Usage.now(), time.perf_counter()
     for case in CASES:
         print(measure(case, num_rounds), flush=True)
+    after, elapsed = Usage.now(), time.perf_counter() - start
+    others = (after.all_programs - before.all_programs) - (after.ours - before.ours)
+    print(
+        f"other programs took {others / elapsed:.2f} of {psutil.cpu_count()} cores meanwhile; over 0.1, measure again"
+    )
 
 
 if __name__ == "__main__":
