@@ -1,7 +1,7 @@
 """Turns a request into a specification, or says everything that is wrong with it at once.
 
-Fills in every default, freezes the data set to one version and chooses the seed, so that the specification alone decides
-what a training does.  Keeps nothing.
+Fills in every default, freezes the data set to one version and chooses the seed, so that the specification alone
+decides what a training does.  Keeps nothing.
 """
 
 import asyncio
@@ -188,8 +188,8 @@ def _validate(model: type[ModelT], values: Mapping[str, Any], root: str, draft: 
         ]
 
 
-def _violations_of(outcome: BaseModel | list[Violation] | None) -> Sequence[Violation]:
-    return outcome if isinstance(outcome, list) else ()
+def _violations_of(outcome: BaseModel | list[Violation] | None) -> list[Violation]:
+    return outcome if isinstance(outcome, list) else []
 
 
 def _path(root: str, location: tuple[int | str, ...], values: Any) -> str:

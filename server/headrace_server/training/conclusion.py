@@ -56,7 +56,7 @@ def conclude_end(amendment: Amendment, ended: TrainerEnded, *, is_leaving: bool)
         case Outcome.FAILED:
             _fail(amendment, ended)
         case Outcome.STOPPED:
-            # Only a server asks a trainer to stop; when it is not this one, it is one that has left since.
+            # Told to by this server, by one before it, or by whoever looks after the machine: not a loss.
             _suspend(amendment)
         case Outcome.DIED if is_leaving:
             _suspend(amendment)
@@ -109,7 +109,7 @@ def _cancel(amendment: Amendment, num_killed: int) -> None:
 
 
 def _suspend(amendment: Amendment) -> None:
-    message = f"the server that looked after the worker left; {_next(amendment.job)}"
+    message = f"the worker had to leave, and ended as it was told; {_next(amendment.job)}"
     amendment.move(JobState.RECOVERING, "SERVER_DRAINING", message)
 
 
@@ -142,6 +142,8 @@ def _next(job: Job) -> str:
 def _describe(ended: TrainerEnded) -> str:
     if ended.outcome is Outcome.FINISHED:
         return "the trainer finished without an export"
+    if not ended.signal and ended.exit_code is None:
+        return f"the worker failed: {ended.last_lines[-1] if ended.last_lines else 'it did not say why'}"
     how = f"was ended by {ended.signal}" if ended.signal else f"exited with code {ended.exit_code} without a word"
     return f"the trainer {how}{' because memory ran out' if ended.out_of_memory else ''}"
 

@@ -1,21 +1,14 @@
-"""Removes from the store what no job needs any more: old checkpoints, and exports that were never registered.
+"""Removes from the store what nobody needs of a job that is over: old checkpoints, and exports never registered.
 
-A job keeps its newest checkpoint, to continue from, and its best.  What cannot be removed now is removed when the job
-is over, or at the next start.
+While a job trains, its agent retires its checkpoints itself; a lost agent leaves some behind.  The newest checkpoint
+and the best are kept.
 """
 
-from collections.abc import Iterable
-
-import structlog
-
-from headrace_server.errors import HeadraceError
 from headrace_server.names import ModelName
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.training.goods import Models
 from headrace_server.training.job import Job
 from headrace_server.training.workers import checkpoint_prefix
-
-log = structlog.get_logger()
 
 
 class Leftovers:
@@ -24,16 +17,6 @@ class Leftovers:
     def __init__(self, store: BlobStore, models: Models) -> None:
         self._store = store
         self._models = models
-
-    async def remove_checkpoints(self, job: str, uris: Iterable[str]) -> None:
-        """Remove checkpoints that others have replaced, by the keys of their manifests."""
-        for uri in uris:
-            if not uri.startswith(checkpoint_prefix(job)):
-                continue
-            try:
-                await self._store.delete_all(_unit(uri))
-            except (HeadraceError, OSError) as error:
-                log.warning("training.checkpoint_not_removed", job=job, uri=uri, error=str(error))
 
     async def sweep(self, job: Job) -> None:
         """Remove everything of a job that is over except its newest and best checkpoints and what is registered."""

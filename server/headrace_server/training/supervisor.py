@@ -32,7 +32,6 @@ from headrace_server.training.conclusion import (
     conclude_success,
     is_final,
 )
-from headrace_server.training.events import CheckpointSaved
 from headrace_server.training.goods import Datasets
 from headrace_server.training.job import Failure, Job
 from headrace_server.training.jobs import JobStore
@@ -171,17 +170,12 @@ class Supervisor:
         watch = self._watch_of(session)
         watch.renew()
 
-        def take(amendment: Amendment) -> tuple[int, TrainerEnded | None, set[str]]:
-            before = _checkpoints(amendment.job)
-            acknowledged = record(amendment, session.attempt, reports)
-            saved = {event.happening.uri for event in amendment.events if isinstance(event.happening, CheckpointSaved)}
-            return acknowledged, amendment.attempt.ended, (before | saved) - _checkpoints(amendment.job)
+        def take(amendment: Amendment) -> tuple[int, TrainerEnded | None]:
+            return record(amendment, session.attempt, reports), amendment.attempt.ended
 
-        acknowledged, ended, replaced = await self._means.jobs.amend(self._job, take)
+        acknowledged, ended = await self._means.jobs.amend(self._job, take)
         watch.renew()
         self._observe_lag(reports)
-        if replaced:
-            self._means.tasks.run(self._means.leftovers.remove_checkpoints(self._job, sorted(replaced)))
         if ended is not None:
             watch.note_end(ended)
         return acknowledged
@@ -391,10 +385,6 @@ class Supervisor:
     def _ring(self) -> None:
         self._bell.set()
         self._bell = asyncio.Event()
-
-
-def _checkpoints(job: Job) -> set[str]:
-    return {checkpoint.uri for checkpoint in (job.latest_checkpoint, job.best_checkpoint) if checkpoint is not None}
 
 
 def _has_result(stored: StoredJob) -> bool:
