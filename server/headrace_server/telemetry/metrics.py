@@ -27,7 +27,9 @@ class Metrics:
             "headrace_call_duration_seconds", "From the first byte of a call to its status, by method.",
             ["method"], buckets=LATENCY_SECONDS, registry=registry,
         )  # fmt: skip
-        self.calls_in_flight = Gauge("headrace_calls_in_flight", "Calls under way, streams included.", registry=registry)
+        self.calls_in_flight = Gauge(
+            "headrace_calls_in_flight", "Calls under way, streams included.", registry=registry
+        )
         self.internal_errors = Counter(
             "headrace_internal_errors", "Faults of the server itself, which callers saw as INTERNAL.", registry=registry
         )
@@ -91,7 +93,9 @@ class Metrics:
         self.journal_appends = Counter(
             "headrace_journal_entries", "Entries appended, by stream: events, logs.", ["stream"], registry=registry
         )
-        self.journal_readers = Gauge("headrace_journal_readers", "Streams that follow a job.", ["stream"], registry=registry)
+        self.journal_readers = Gauge(
+            "headrace_journal_readers", "Streams that follow a job.", ["stream"], registry=registry
+        )
         self.stream_resumes = Counter(
             "headrace_stream_resumes", "Streams that began after a cursor.", ["stream"], registry=registry
         )

@@ -1,0 +1,222 @@
+"""Builds everything, in order; opens it, drains it, and closes it in reverse.
+
+The one place that knows all floors.  It decides nothing that a floor could decide: it passes settings down and values
+up.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import structlog
+
+from headrace_server.database.database import Database
+from headrace_server.datasets.catalog import Catalog
+from headrace_server.devices import Devices, find_devices
+from headrace_server.errors import CannotStart, HeadraceError
+from headrace_server.inference.engine import Engine
+from headrace_server.launchers.process import ProcessLauncher
+from headrace_server.models.registry import Registry
+from headrace_server.names import is_id
+from headrace_server.rpc.health import Health
+from headrace_server.rpc.interceptor import Interceptor
+from headrace_server.rpc.server import PUBLIC_SERVICES, bind, bind_socket, private_server, public_server
+from headrace_server.rpc.services.datasets import DatasetService
+from headrace_server.rpc.services.inference import InferenceService
+from headrace_server.rpc.services.models import ModelService
+from headrace_server.rpc.services.training import TrainingService
+from headrace_server.rpc.services.worker import WorkerService
+from headrace_server.rpc.status import Statuses
+from headrace_server.settings import Settings
+from headrace_server.storage.data_folder import DataFolder
+from headrace_server.storage.local import LocalBlobStore
+from headrace_server.telemetry.endpoint import MetricsEndpoint
+from headrace_server.telemetry.metrics import Metrics
+from headrace_server.trainers.catalogue import Families
+from headrace_server.training.desk import TrainingDesk
+
+LAST_SECONDS = 2.0
+"""What calls that are still there at the very end may take to leave, however long everything before took."""
+
+log = structlog.get_logger()
+
+
+class House:
+    """One server.  `async with House(settings) as house:` opens it and closes it; drain it before it is closed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.port = 0
+        """The public port, once open."""
+        self.metrics_port = -1
+        """The port of the Prometheus endpoint, once open; -1 when there is none."""
+        self._closing = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._health = Health(PUBLIC_SERVICES)
+        self._rooms = AsyncExitStack()
+        self._public: grpc.aio.Server
+        self._private: grpc.aio.Server
+        self._engine: Engine
+        self._desk: TrainingDesk
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Build everything, continue the jobs of an earlier process, load the models that are always served.
+
+        Callers are answered from before the models are loaded; health says SERVING when all is done.  Raises
+        CannotStart, after closing whatever was open already.
+        """
+        started_at = time.monotonic()
+        try:
+            await self._build()
+            await self._desk.open()
+            await self._private.start()
+            await self._public.start()
+            await self._serve_models()
+        except BaseException:
+            await self.close()
+            raise
+        self._health.open()
+        log.info(
+            "house.open",
+            host=self.settings.server.host,
+            port=self.port,
+            metrics_port=self.metrics_port,
+            data=str(self.settings.data.absolute()),
+            seconds=round(time.monotonic() - started_at, 3),
+        )
+
+    async def drain(self) -> None:
+        """Stop taking calls, finish those there are, let workers go, and tell readers where to resume."""
+        server = self.settings.server
+        log.info("house.draining", drain_seconds=server.drain_seconds)
+        self._health.latch()
+        await self._within(server.pre_stop_seconds, asyncio.Event().wait())
+        self._closing.set()
+        until = time.monotonic() + server.drain_seconds
+        await asyncio.gather(
+            self._within(server.drain_seconds, self._engine.drain()),
+            self._within(None, self._desk.drain()),  # bounded by the grace period of its workers
+        )
+        self._health.close()
+        await self._stop(self._public, max(LAST_SECONDS, until - time.monotonic()))
+        await self._stop(self._private, LAST_SECONDS)
+        log.info("house.drained")
+
+    def hurry(self) -> None:
+        """Cut short whatever draining waits for."""
+        self._hurry.set()
+
+    async def close(self) -> None:
+        """Close everything that is open, in the reverse of the order it was opened in; harmless when repeated."""
+        await self._rooms.aclose()
+
+    async def _build(self) -> None:
+        settings, rooms = self.settings, self._rooms
+        folder = await asyncio.to_thread(DataFolder, settings.data)
+        rooms.callback(folder.close)
+        await self._open_metrics()
+        database = await Database.open(settings.database.url or f"sqlite+aiosqlite:///{folder.database_file}")
+        rooms.push_async_callback(database.close)
+        store = LocalBlobStore(folder.store)
+        await store.open()
+        catalog = Catalog(database, store, settings.datasets, folder.scratch)
+        registry = Registry(database, store, settings.models, folder.scratch)
+        await catalog.sweep()
+        await registry.sweep()
+        self._registry = registry
+        self._engine = Engine(registry, store, settings.inference, self.metrics, folder.scratch)
+        rooms.push_async_callback(self._engine.close)
+        self._engine.watch(self._health.tell)
+        launcher = ProcessLauncher()
+        rooms.push_async_callback(launcher.close)
+        devices = await asyncio.to_thread(find_devices)
+        families = Families()
+        self._desk = TrainingDesk(
+            database,
+            catalog,
+            registry,
+            store,
+            launcher,
+            families,
+            settings.training,
+            self.metrics,
+            worker_address=f"unix:{folder.socket}",
+            workspaces=folder.work,
+            store_root=folder.store,
+            quiet_seconds=settings.server.heartbeat_seconds,
+            has_gpu=functools.partial(_has_gpu, devices),
+        )
+        rooms.push_async_callback(self._desk.close)
+        interceptor = Interceptor(self.metrics, self._closing)
+        self._private = private_server(interceptor, WorkerService(self._desk, self._closing))
+        rooms.push_async_callback(self._private.stop, 0)
+        self._public = public_server(
+            settings.server,
+            interceptor,
+            self._health,
+            training=TrainingService(self._desk, families),
+            inference=InferenceService(
+                self._engine, Statuses(self.metrics), self._closing, settings.inference.stream_window
+            ),
+            models=ModelService(registry, self._engine),
+            datasets=DatasetService(catalog, self._desk),
+        )
+        rooms.push_async_callback(self._public.stop, 0)
+        # Both are bound before anything is started: a port that is taken must be noticed before any job goes on.
+        bind_socket(self._private, folder.socket)
+        self.port = bind(self._public, settings.server.host, settings.server.port)
+
+    async def _open_metrics(self) -> None:
+        telemetry = self.settings.telemetry
+        if telemetry.metrics_port >= 0:
+            endpoint = MetricsEndpoint(self.metrics.registry, telemetry.metrics_host, telemetry.metrics_port)
+            self._rooms.push_async_callback(asyncio.to_thread, endpoint.close)
+            self.metrics_port = endpoint.port
+
+    async def _serve_models(self) -> None:
+        for name, path in self.settings.models.serve.items():
+            try:
+                if not is_id(name):
+                    raise CannotStart("a name is made of lower-case letters, digits and hyphens")
+                version = await self._registry.serve_path(name, path)
+                await self._engine.load(version.name)
+            except HeadraceError as error:
+                raise CannotStart(f"models.serve: {name} = {path}: {error}") from error
+
+    async def _stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
+        await self._within(None, server.stop(grace_seconds))
+        if self._hurry.is_set():
+            await server.stop(0)
+
+    async def _within(self, seconds: float | None, work: Coroutine[Any, Any, object]) -> None:
+        """Wait for `work`, but not longer than this, and not when there is a hurry."""
+        working = asyncio.ensure_future(work)
+        hurrying = asyncio.ensure_future(self._hurry.wait())
+        try:
+            await asyncio.wait((working, hurrying), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            is_done = working.done()
+            for task in (working, hurrying):
+                task.cancel()
+            await asyncio.wait((working, hurrying))
+        if is_done:
+            working.result()
+
+
+def _has_gpu(devices: Devices) -> bool:
+    return devices.has_gpu
