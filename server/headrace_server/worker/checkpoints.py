@@ -17,7 +17,7 @@ from headrace_server.storage.blob_store import BlobStore
 from headrace_server.worker.persistence import Damaged
 
 MANIFEST = "manifest.json"
-_FOLDER = re.compile(r"(\d{12})-([0-9a-f]{16})")
+_FOLDER = re.compile(r"((?:[^/]+/)*?(\d{12})-[0-9a-f]{16}/)")
 
 
 class CheckpointFile(BaseModel):
@@ -72,9 +72,8 @@ class StoredCheckpoint:
     @classmethod
     def parse(cls, key: str) -> "StoredCheckpoint | None":
         """The folder that a key lies in; None for a key that belongs to no checkpoint."""
-        *above, name, _ = key.split("/")
-        match = _FOLDER.fullmatch(name)
-        return cls(int(match[1]), "/".join((*above, name, ""))) if match else None
+        match = _FOLDER.match(key)
+        return cls(int(match[2]), match[1]) if match else None
 
     async def manifest(self, store: BlobStore) -> CheckpointManifest:
         """Read its manifest.  Raises KeyError for an incomplete checkpoint, Damaged, OSError."""
@@ -101,8 +100,10 @@ async def list_checkpoints(store: BlobStore, prefix: str) -> list[StoredCheckpoi
 def describe_folder(folder: Path, step: int, is_best: bool) -> CheckpointManifest:
     """Read a local checkpoint folder and work out its manifest.  Blocks.
 
-    Raises OSError, and ValueError when the folder holds no files, or one with the manifest's name.
+    Raises OSError, and ValueError when it cannot be a checkpoint: no files, a file with the manifest's name, an odd step.
     """
+    if not 0 <= step < 10**12:
+        raise ValueError(f"{step} is no step")
     files = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():

@@ -27,9 +27,12 @@ class MemoryCounters:
         files: list[Path] = []
         name = ""
         for line in lines:
-            _, controllers, path = (*line.split(":", 2), "", "")[:3]
+            number, _, rest = line.partition(":")
+            controllers, colon, path = rest.partition(":")
             roots: tuple[Path, ...] = ()
-            if controllers == "":
+            if not colon:
+                continue
+            if controllers == "" and number == "0":
                 name, roots = "memory.events", (self._mount, self._mount / "unified")
             elif "memory" in controllers.split(","):
                 name, roots = "memory.oom_control", (self._mount / "memory",)
