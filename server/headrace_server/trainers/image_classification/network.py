@@ -9,7 +9,7 @@ _LARGEST = 64
 
 
 class ImageNetwork(nn.Module):
-    """A pre-activation residual network (He et al., 2016), down to a map of about 4 by 4.
+    """A pre-activation residual network (He et al., 2016), down to a map of 4 to 7 pixels a side.
 
     Images larger than 64 pixels are first halved by strided convolutions until they are not; then each stage has
     `blocks_per_stage` blocks, and each stage after the first halves the map and doubles the channels.

@@ -98,9 +98,9 @@ class Scale(nn.Module):
         """The scale of these rows [B, N], computed in float64."""
         exact = rows.double()
         mean = exact.mean(dim=0)
-        deviation = exact.std(dim=0, correction=0)
-        # Rounding leaves a little deviation in a column that never varies.
-        deviation = torch.where(deviation > 1e-7 * mean.abs(), deviation, 0)
+        deviation = (exact - mean).square().mean(dim=0).sqrt()
+        # Rounding may leave a little deviation in a column that never varies.
+        deviation = torch.where(rows.amax(dim=0) > rows.amin(dim=0), deviation, 0)
         return cls(mean.float(), deviation.float())
 
     def standardise(self, rows: Tensor) -> Tensor:
