@@ -1,0 +1,150 @@
+"""`headrace watch`, `jobs`, `cancel` and `logs`: trainings that were started, by anybody."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from headrace.cli.live import describe_end, raise_unless_succeeded, show
+from headrace.cli.printing import age, print_json, print_table
+from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, perform
+from headrace.client import Client
+from headrace.events import state_name
+from headrace.names import short_name
+from headrace.run import TrainingRun
+from headrace.training.v1.training_event_pb2 import TrainingEvent
+from headrace.training.v1.training_job_pb2 import TrainingJob
+
+Job = Annotated[str, typer.Argument(help="The job's id or full name.", show_default=False)]
+_STATE_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
+
+
+def add_job_commands(app: typer.Typer) -> None:
+    """Add the commands of this file to the program."""
+    for command in (watch, jobs, cancel, logs):
+        app.command()(command)
+
+
+def watch(job: Job, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Watch a training until it ends; Ctrl-C leaves, and the training goes on.
+
+    With --json, one event a line, each in the contract's form.
+    """
+
+    async def work(client: Client) -> None:
+        await follow_to_the_end(await client.training_run(job), server, as_json)
+
+    perform(server, as_json, work)
+
+
+async def follow_to_the_end(run: TrainingRun, server: str, as_json: bool) -> None:
+    """Show a training until it ends.  Raises TrainingFailed or TrainingCancelled, and typer.Exit after Ctrl-C."""
+    try:
+        if as_json:
+            async with aclosing(run.follow()) as events:
+                async for event in events:
+                    message = TrainingEvent(sequence=event.sequence)
+                    message.time.FromDatetime(event.time)
+                    if event.content is not None:
+                        getattr(message, event.kind).CopyFrom(event.content)
+                    print_json(message)
+        else:
+            await show(run, console())
+    except asyncio.CancelledError:
+        id_ = short_name(run.name)
+        typer.echo(
+            f"\nYou stopped watching; the training goes on.\n"
+            f"  Come back with   headrace watch {id_}{_server_flag(server)}\n"
+            f"  Stop it with     headrace cancel {id_}{_server_flag(server)}",
+            err=True,
+        )
+        raise
+    raise_unless_succeeded(run.job)
+    if not as_json:
+        console().print(f"[green]✓[/] {describe_end(run.job)}", soft_wrap=True)
+
+
+def jobs(
+    state: Annotated[str, typer.Option(help="Only jobs in this state, for example RUNNING.")] = "",
+    model: Annotated[str, typer.Option(help="Only jobs for this model.")] = "",
+    filter_: Annotated[str, typer.Option("--filter", help="Conditions in the contract's form, joined by AND.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """List trainings, newest first."""
+    conditions = [
+        *([filter_] if filter_ else []),
+        *([f"state = {state.upper()}"] if state else []),
+        *([f"model = models/{short_name(model) if '/' in model else model}"] if model else []),
+    ]
+
+    async def work(client: Client) -> None:
+        found = await client.list_training_jobs(filter=" AND ".join(conditions), limit=limit)
+        if as_json:
+            print_json(found)
+            return
+        columns = ("JOB", "STATE", "DONE", "DATA SET", "MODEL", "STARTED")
+        print_table(console(), columns, map(_row, found), "There are no such jobs.")
+
+    perform(server, as_json, work)
+
+
+def cancel(
+    job: Job,
+    kill: Annotated[bool, typer.Option("--kill", help="End its processes at once, without a last checkpoint.")] = False,
+    reason: Annotated[str, typer.Option(help="Why, for whoever reads the history.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a training: after a last checkpoint, or at once with --kill."""
+
+    async def work(client: Client) -> None:
+        run = await client.training_run(job)
+        cancelled = await run.cancel(kill=kill, reason=reason)
+        if as_json:
+            print_json(cancelled)
+        else:
+            console().print(f"{cancelled.name} is {state_name(cancelled.state)}.")
+
+    perform(server, as_json, work)
+
+
+def logs(
+    job: Job,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    after: Annotated[int, typer.Option(min=0, help="Skip lines up to this number.")] = 0,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a training has written."""
+
+    async def work(client: Client) -> None:
+        run = await client.training_run(job)
+        async with aclosing(run.logs(after, follow=follow)) as lines:
+            async for line in lines:
+                if as_json:
+                    print_json(line)
+                else:
+                    typer.echo(line.text)
+
+    perform(server, as_json, work)
+
+
+def _row(job: TrainingJob) -> tuple[object, ...]:
+    name = state_name(job.state)
+    done = f"{job.latest_step.fraction:.0%}" if job.HasField("latest_step") else ""
+    return (
+        short_name(job.name),
+        Text(name, style=_STATE_COLOURS.get(name, "")),
+        done,
+        short_name(job.spec.dataset),
+        short_name(job.model_version or job.spec.model),
+        age(job.create_time),
+    )
+
+
+def _server_flag(server: str) -> str:
+    return "" if server == DEFAULT_SERVER else f" --server {server}"

@@ -1,0 +1,229 @@
+"""`headrace models …`: the registry."""
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from headrace.cli.printing import age, print_fields, print_json, print_table
+from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, fail, perform
+from headrace.cli.story import describe_bytes
+from headrace.client import Client
+from headrace.model_calls import BackendName
+from headrace.models.v1.model_pb2 import Model, ModelVersion
+from headrace.names import short_name
+from headrace.tensors import type_name
+from headrace.type.v1.tensor_pb2 import TensorSpec
+
+models = typer.Typer(name="models", help="List, load, name and move models.", no_args_is_help=True)
+alias = typer.Typer(name="alias", help="Names that point to versions.", no_args_is_help=True)
+models.add_typer(alias)
+
+Name = Annotated[str, typer.Argument(help="The model: digits.", show_default=False)]
+AnyName = Annotated[
+    str, typer.Argument(help="digits, digits@champion or models/digits/versions/3.", show_default=False)
+]
+_BACKENDS = ("onnxruntime", "torch")
+
+
+@models.command("list")
+def list_(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """List models by name."""
+
+    async def work(client: Client) -> None:
+        found = await client.list_models()
+        if as_json:
+            print_json(found)
+            return
+        rows = (
+            (short_name(one.name), one.latest_version.rpartition("/")[2], _aliases(one), age(one.create_time))
+            for one in found
+        )
+        columns = ("MODEL", "NEWEST", "ALIASES", "CREATED")
+        print_table(console(), columns, rows, "There are no models; a training, or `headrace models upload`, adds one.")
+
+    perform(server, as_json, work)
+
+
+@models.command()
+def show(name: AnyName, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Show one version: what it takes and returns, how good it is, where it comes from."""
+
+    async def work(client: Client) -> None:
+        version = await client.get_model_version(name)
+        if as_json:
+            print_json(version)
+        else:
+            _print_version(version)
+
+    perform(server, as_json, work)
+
+
+@models.command()
+def versions(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """List the versions of a model, newest first."""
+
+    async def work(client: Client) -> None:
+        found = await client.list_model_versions(name)
+        if as_json:
+            print_json(found)
+            return
+        model = await client.get_model(name)
+        rows = (
+            (
+                one.name.rpartition("/")[2],
+                ", ".join(sorted(key for key, target in model.aliases.items() if target == one.name)),
+                _measures(one),
+                short_name(one.lineage.training_job),
+                age(one.create_time),
+            )
+            for one in found
+        )
+        print_table(console(), ("VERSION", "ALIASES", "MEASURES", "JOB", "REGISTERED"), rows, "There are no versions.")
+
+    perform(server, as_json, work)
+
+
+@alias.command("set")
+def alias_set(
+    name: Name,
+    alias_name: Annotated[str, typer.Argument(metavar="ALIAS", help='"default" decides what the bare name means.')],
+    version: Annotated[str, typer.Argument(help="Its number or full name.")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias to a version."""
+
+    async def work(client: Client) -> None:
+        _print_aliases(await client.assign_alias(name, alias_name, version), as_json)
+
+    perform(server, as_json, work)
+
+
+@alias.command("delete")
+def alias_delete(
+    name: Name,
+    alias_name: Annotated[str, typer.Argument(metavar="ALIAS")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Take an alias away."""
+
+    async def work(client: Client) -> None:
+        _print_aliases(await client.delete_alias(name, alias_name), as_json)
+
+    perform(server, as_json, work)
+
+
+@models.command()
+def load(
+    name: AnyName,
+    backend: Annotated[str | None, typer.Option(help=f"{' or '.join(_BACKENDS)}; the server's choice.")] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Load a version and warm it up."""
+    if backend is not None and backend not in _BACKENDS:
+        fail(f"--backend must be one of {', '.join(_BACKENDS)}, not {backend!r}")
+
+    async def work(client: Client) -> None:
+        loaded = await client.load_model(name, backend=cast("BackendName | None", backend))
+        if as_json:
+            print_json(loaded)
+        else:
+            console().print(f"{loaded.model_version} answers, on {loaded.backend}.")
+
+    perform(server, as_json, work)
+
+
+@models.command()
+def unload(name: AnyName, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Unload a version when the calls it has taken are finished."""
+
+    async def work(client: Client) -> None:
+        version = await client.unload_model(name)
+        if as_json:
+            print_json({"modelVersion": version})
+        else:
+            console().print(f"{version} is unloaded.")
+
+    perform(server, as_json, work)
+
+
+@models.command()
+def upload(
+    name: Name,
+    path: Annotated[Path, typer.Argument(help="An ONNX (.onnx) or torch.export (.pt2) file.")],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Register a file as a new version."""
+
+    async def work(client: Client) -> None:
+        version = await client.upload_model(name, path)
+        if as_json:
+            print_json(version)
+        else:
+            _print_version(version)
+
+    perform(server, as_json, work)
+
+
+@models.command()
+def download(
+    name: AnyName,
+    to: Annotated[Path, typer.Argument(help="A path, or an existing folder.")] = Path(),
+    artifact: Annotated[str, typer.Option(help="Which file of the version; the first if empty.")] = "",
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Download a file of a version; its digest is checked."""
+
+    async def work(client: Client) -> None:
+        path = await client.download_artifact(name, to, artifact=artifact)
+        if as_json:
+            print_json({"path": str(path)})
+        else:
+            console().print(f"{path} ({describe_bytes(path.stat().st_size)})")
+
+    perform(server, as_json, work)
+
+
+def describe_tensor(spec: TensorSpec) -> str:
+    """ "x FP32 [any, 64]"."""
+    shape = ", ".join("any" if length == -1 else str(length) for length in spec.shape)
+    return f"{spec.name} {type_name(spec.data_type)} [{shape}]"
+
+
+def _aliases(model: Model) -> str:
+    return ", ".join(f"{name} → {target.rpartition('/')[2]}" for name, target in sorted(model.aliases.items()))
+
+
+def _print_aliases(model: Model, as_json: bool) -> None:
+    if as_json:
+        print_json(model)
+    else:
+        console().print(f"{model.name}: {_aliases(model) or 'no aliases'}")
+
+
+def _measures(version: ModelVersion) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(version.metrics.items()))
+
+
+def _print_version(version: ModelVersion) -> None:
+    lineage = version.lineage
+    print_fields(
+        console(),
+        (
+            ("version", version.name),
+            ("takes", "; ".join(map(describe_tensor, version.inputs))),
+            ("returns", "; ".join(map(describe_tensor, version.outputs))),
+            ("classes", ", ".join(next((one.class_names for one in version.outputs if one.class_names), ()))),
+            ("measures", _measures(version)),
+            ("files", ", ".join(f"{one.path} ({describe_bytes(one.size_bytes)})" for one in version.artifacts)),
+            ("trained by", lineage.training_job),
+            ("on", lineage.dataset_version),
+            ("checkpoint", f"step {lineage.step:,}" if lineage.step else ""),
+            ("registered", age(version.create_time)),
+        ),
+    )
