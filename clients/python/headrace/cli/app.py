@@ -1,8 +1,9 @@
 """All commands, one group a file, under one program."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from headrace.cli.datasets import datasets
 from headrace.cli.jobs import add_job_commands
@@ -12,7 +13,17 @@ from headrace.cli.server import status, trainers
 from headrace.cli.session import EXIT_CODES_TEXT
 from headrace.cli.train import train
 
+
+class _InOrder(TyperGroup):
+    """Lists commands in the order of a life: train, watch, ask."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = ("train", "watch", "jobs", "cancel", "logs", "predict", "models", "datasets", "trainers", "status")
+        return sorted(super().list_commands(ctx), key=order.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     help="Train models, watch them train, and ask them: all over one gRPC contract.",
     epilog=EXIT_CODES_TEXT,
     no_args_is_help=True,

@@ -51,18 +51,8 @@ def list_(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
         if as_json:
             print_json(found)
             return
-        rows = (
-            (
-                short_name(one.name),
-                format_name(one.latest_version),
-                f"{one.latest_version.num_rows:,}",
-                describe_bytes(one.latest_version.size_bytes),
-                one.num_versions,
-                age(one.latest_version.create_time),
-            )
-            for one in found
-        )
-        columns = ("DATA SET", "FORMAT", "ROWS", "SIZE", "VERSIONS", "NEWEST")
+        rows = [(short_name(one.name), one.num_versions, *_describe(one.latest_version)) for one in found]
+        columns = ("DATA SET", "VERSIONS", "FORMAT", "ROWS", "SIZE", "NEWEST")
         print_table(console(), columns, rows, "There are no data sets; `headrace datasets upload NAME FILE` adds one.")
 
     perform(server, as_json, work)
@@ -79,16 +69,8 @@ def show(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -
             print_json({"dataset": dataset, "versions": versions})
             return
         _print_version(dataset.latest_version)
-        rows = (
-            (
-                short_name(one.name),
-                format_name(one),
-                f"{one.num_rows:,}",
-                describe_bytes(one.size_bytes),
-                age(one.create_time),
-            )
-            for one in await client.list_dataset_versions(name)
-        )
+        versions = await client.list_dataset_versions(name)
+        rows = [(short_name(one.name), *_describe(one)) for one in versions]
         print_table(console(), ("VERSION", "FORMAT", "ROWS", "SIZE", "STORED"), rows, "")
 
     perform(server, as_json, work)
@@ -111,6 +93,11 @@ def delete(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False)
 def format_name(version: DatasetVersion) -> str:
     """ "npz" for DATASET_FORMAT_NPZ."""
     return DatasetFormat.Name(version.format).removeprefix("DATASET_FORMAT_").lower()
+
+
+def _describe(version: DatasetVersion) -> tuple[str, str, str, str]:
+    size = describe_bytes(version.size_bytes)
+    return format_name(version), f"{version.num_rows:,}", size, age(version.create_time)
 
 
 def _print_version(version: DatasetVersion) -> None:

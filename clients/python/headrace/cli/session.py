@@ -145,7 +145,10 @@ def _report(error: HeadraceError, server: str, as_json: bool) -> None:
 
 def _sentence(error: HeadraceError, server: str) -> str:
     if isinstance(error, Unavailable) and not error.reason:
-        return f"no server answers at {server}; `headrace-server serve` starts one, --server or HEADRACE_SERVER names another"
+        return (
+            f"no server answers at {server}; "
+            "`headrace-server serve` starts one, --server or HEADRACE_SERVER names another"
+        )
     if exit_code_of(error) is ExitCode.FAULT and error.request_id:
         return f"{error.message} (request {error.request_id})"
     return error.message
