@@ -82,7 +82,7 @@ class WorkerServer(WorkerServiceServicer):
         assert self.ledger.end is not None
         return self.ledger.end
 
-    async def Attach(  # noqa: N802 - as generated
+    async def Attach(
         self, request_iterator: AsyncIterator[pb.AttachRequest], context: _Context
     ) -> AsyncIterator[pb.AttachResponse]:
         hello = await anext(aiter(request_iterator))

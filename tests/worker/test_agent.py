@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import json
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -18,9 +19,11 @@ from headrace_server.training.assignment import PublishedExport
 from headrace_server.training.events import CheckpointSaved, LogLine, LogSource
 from headrace_server.training.session import Exported, Outcome, TrainerEnded
 from headrace_server.worker.agent import Agent
+from headrace_server.worker.memory_counters import MemoryCounters
 from headrace_server.worker.process_tree import become_subreaper
 
 from tests.doubles.attempts import DATA, Attempt
+from tests.doubles.moody_store import MoodyStore
 from tests.doubles.until import until
 from tests.doubles.worker_server import Ledger, WorkerServer, serving
 
@@ -395,3 +398,99 @@ async def test_a_trainer_that_cannot_be_started_has_died_of_that(tmp_path: Path,
     assert server.ledger.end is not None
     assert server.ledger.end.outcome == Outcome.DIED
     assert "No such file" in server.ledger.end.last_lines[-1]
+
+
+async def test_what_a_dying_trainer_has_saved_is_published_before_its_end_is_told(tmp_path: Path, socket: Path) -> None:
+    end, server = await work(tmp_path, socket, [["checkpoint", 5, True], ["exit", 9]])
+
+    assert (end.outcome, end.exit_code) == (Outcome.DIED, 9)
+    assert [saved.step for saved in server.ledger.of(CheckpointSaved)] == [5]
+
+
+async def test_a_kill_does_not_wait_for_a_slow_store(tmp_path: Path, socket: Path) -> None:
+    server = WorkerServer()
+    made = await attempt(tmp_path, socket, [TRAINING, ["checkpoint", 5, True], ["ignore_stop"]])
+    store = MoodyStore(tmp_path / "store")
+    store.may_put.clear()
+    async with serving(server, socket), working(made.agent(store)) as task:
+        await server.until(is_training)
+
+        server.stop_worker(kill=True)
+        assert await asyncio.wait_for(task, 5)
+
+    assert server.ledger.end is not None
+    assert server.ledger.end.outcome == Outcome.STOPPED
+    assert not server.ledger.of(CheckpointSaved)
+
+
+async def test_a_stopped_agent_waits_only_so_long_for_a_slow_store(tmp_path: Path, socket: Path) -> None:
+    server = WorkerServer()
+    made = await attempt(tmp_path, socket, [TRAINING, ["wait_stop"], ["checkpoint", 5, True], STOPPED])
+    store = MoodyStore(tmp_path / "store")
+    store.may_put.clear()
+    async with serving(server, socket), working(made.agent(store, publish_grace_seconds=0.3)) as task:
+        await server.until(is_training)
+
+        server.stop_worker(kill=False, grace_seconds=0.5)
+        assert await asyncio.wait_for(task, 5)
+
+    assert server.ledger.end == TrainerEnded(Outcome.STOPPED, exit_code=0)
+
+
+async def test_a_stop_while_data_are_fetched_is_obeyed_at_once(
+    tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(self: MoodyStore, key: str) -> Path:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    monkeypatch.setattr(MoodyStore, "local_path", stuck)
+    server = WorkerServer()
+    made = await attempt(tmp_path, socket, [])
+    async with serving(server, socket), working(made.agent(MoodyStore(tmp_path / "store"))) as task:
+        await server.until(lambda server: PhaseChanged(phase="fetching_data") in server.ledger.contents)
+
+        server.stop_worker(kill=False, grace_seconds=600)
+        assert await asyncio.wait_for(task, 5)
+
+    assert server.ledger.end == TrainerEnded(Outcome.STOPPED)
+
+
+class Counters(MemoryCounters):
+    """Says at each look that one more process was killed for memory."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.count, self.step = 3, step
+
+    def num_killed(self) -> int:
+        self.count += self.step
+        return self.count
+
+
+@pytest.mark.parametrize("grows", [True, False])
+async def test_memory_is_blamed_when_the_kernels_counter_grew(tmp_path: Path, socket: Path, grows: bool) -> None:
+    server = WorkerServer()
+    made = await attempt(tmp_path, socket, [TRAINING, ["signal", signal.SIGKILL]])
+    async with serving(server, socket), working(made.agent(counters=Counters(int(grows)))) as task:
+        await asyncio.wait_for(task, 10)
+
+    assert server.ledger.end is not None
+    assert server.ledger.end.out_of_memory is grows
+
+
+async def test_memory_is_not_blamed_for_a_training_that_went_well(tmp_path: Path, socket: Path) -> None:
+    server = WorkerServer()
+    made = await attempt(tmp_path, socket, [["export"], FINISHED])
+    async with serving(server, socket), working(made.agent(counters=Counters(1))) as task:
+        await asyncio.wait_for(task, 10)
+
+    assert server.ledger.end == TrainerEnded(Outcome.FINISHED, exit_code=0)
+
+
+async def test_a_flood_of_reports_arrives_whole(tmp_path: Path, socket: Path) -> None:
+    line = json.dumps(step(1)[1]) + "\n"
+
+    _, server = await work(tmp_path, socket, [["raw", line * 5000], ["export"], FINISHED])
+
+    assert len(server.ledger.of(StepCompleted)) == 5000

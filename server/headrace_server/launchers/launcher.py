@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Protocol
 
 
-class CannotLaunch(Exception):  # noqa: N818 - named by the fact, as everywhere in the house
+class CannotLaunch(Exception):
     """An agent could not be started; trying again may help.  Internal: it never reaches a caller."""
 
 
-class CannotKill(Exception):  # noqa: N818
+class CannotKill(Exception):
     """Processes of an attempt are still there although they were killed, for example in an unending disk access.
 
     Internal: it never reaches a caller.  Calling `kill` again is the cure.

@@ -125,7 +125,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     kept = {
         name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
-    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+    return {**kept, "GRPC_VERBOSITY": "ERROR", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 
 
 def _kill(folder: Path, trainer_pid: int) -> int:

@@ -52,12 +52,20 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def descendants(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
-    """The processes and all their children's children."""
-    found: set[psutil.Process] = set()
-    for process in processes:
-        found.add(process)
+    """The processes and all their children's children, from one look at all processes of the machine."""
+    running = {process.pid: process for process in _all_processes()}
+    children: dict[int, list[psutil.Process]] = {}
+    for process in running.values():
         with contextlib.suppress(psutil.Error):
-            found.update(process.children(recursive=True))
+            children.setdefault(process.ppid(), []).append(process)
+    found: set[psutil.Process] = set()
+    waiting = list(processes)
+    while waiting:
+        process = waiting.pop()
+        # Where its pid has been given to somebody else meanwhile, the children under it are somebody else's too.
+        if process not in found and running.get(process.pid) == process:
+            found.add(process)
+            waiting += children.get(process.pid, [])
     return found
 
 
@@ -112,11 +120,9 @@ def _birth(pid: int) -> str:
 
 
 def _all_processes() -> Iterable[psutil.Process]:
-    own = os.getpid()
     for pid in psutil.pids():
-        if pid != own:
-            with contextlib.suppress(psutil.Error):
-                yield psutil.Process(pid)
+        with contextlib.suppress(psutil.Error):
+            yield psutil.Process(pid)
 
 
 def _is_marked(process: psutil.Process, folder: Path) -> bool:

@@ -100,7 +100,7 @@ async def list_checkpoints(store: BlobStore, prefix: str) -> list[StoredCheckpoi
 def describe_folder(folder: Path, step: int, is_best: bool) -> CheckpointManifest:
     """Read a local checkpoint folder and work out its manifest.  Blocks.
 
-    Raises OSError, and ValueError when it cannot be a checkpoint: no files, a file with the manifest's name, an odd step.
+    Raises OSError, and ValueError when it cannot be one: no files, one with the manifest's name, an odd step.
     """
     if not 0 <= step < 10**12:
         raise ValueError(f"{step} is no step")

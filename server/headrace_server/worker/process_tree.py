@@ -46,8 +46,10 @@ class ProcessTree:
 
     def members(self) -> set[psutil.Process]:
         """All processes of the tree that are alive."""
-        children = set(self._self.children()) - self._strangers
-        return {process for process in descendants(children) if is_alive(process)}
+        below = descendants({self._self}) - {self._self}
+        if self._strangers:
+            below -= descendants(self._strangers)
+        return {process for process in below if is_alive(process)}
 
     def clear(self) -> int:
         """End what is still there when the trainer has ended: by itself, by SIGTERM, by SIGKILL.

@@ -87,18 +87,17 @@ class TrainerProcess:
         await trainer._connect(process.stderr, output.stream(LogSource.STDERR))
         return trainer
 
-    async def reports(self) -> AsyncIterator["TrainerReport | Garbage"]:
-        """Yield what it reports, in order, until it has closed its end; lines that mean nothing as Garbage.
+    async def reports(self) -> AsyncIterator["Sequence[TrainerReport | Garbage]"]:
+        """Yield what it reports, in order, as it comes, until it has closed its end; other lines as Garbage.
 
         A trainer whose reports are not taken waits.
         """
         cutter = LineCutter(LONGEST_REPORT_BYTES)
         while chunk := await self._reports.read(_CHUNK_BYTES):
-            for line in cutter.feed(chunk):
-                yield _read(line)
+            yield [_read(line) for line in cutter.feed(chunk)]
         rest = cutter.end()
         if rest is not None:
-            yield Garbage(rest, "it ended in the middle of a line")
+            yield [Garbage(rest, "it ended in the middle of a line")]
 
     def stop(self) -> None:
         """Tell it to write a checkpoint and end.  Harmless when it is gone, or does not listen."""

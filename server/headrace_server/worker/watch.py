@@ -20,7 +20,6 @@ from headrace_server.trainers.reports import (
     Failed,
     Finished,
     Stopped,
-    TrainerReport,
     WarningRaised,
 )
 from headrace_server.training.session import ReportContent
@@ -121,11 +120,12 @@ class Watch:
             await _to_the_end(_end(trainer, tree))
             self.trainer_pid = 0
         killed_after = await asyncio.to_thread(self._counters.num_killed)
+        went_wrong = not was_stopped and not isinstance(self._last_word, (Finished, Stopped))
         ending = Ending(
             last_word=self._last_word,
             exit_code=trainer.ended.result(),
             was_stopped=was_stopped,
-            out_of_memory=not was_stopped and (killed_after or 0) > (killed_before or 0),
+            out_of_memory=went_wrong and (killed_after or 0) > (killed_before or 0),
             num_killed=num_killed,
             last_lines=self._output.last_lines,
         )
@@ -163,28 +163,40 @@ class Watch:
             await asyncio.to_thread(tree.reap)
 
     async def _listen(self, trainer: TrainerProcess) -> None:
-        async for report in trainer.reports():
-            if isinstance(report, Garbage):
-                await self._note_garbage(report.text)
-            else:
-                await self._take(report)
+        async for reports in trainer.reports():
+            passing: list[ReportContent] = []  # passed on together, for speed
+            for report in reports:
+                match report:
+                    case Garbage() | CheckpointWritten() | ExportWritten() | Finished() | Stopped() | Failed():
+                        await self._pass_on(passing)
+                        passing = []
+                        await self._take(report)
+                    case _:
+                        passing.append(report)
+            await self._pass_on(passing)
 
-    async def _take(self, report: TrainerReport) -> None:
+    async def _take(self, report: Garbage | CheckpointWritten | ExportWritten | LastWord) -> None:
         match report:
+            case Garbage():
+                await self._note_garbage(report.text)
             case CheckpointWritten() | ExportWritten():
                 self._publish(report)
-            case Finished() | Stopped() | Failed():
+            case _:
                 self._last_word = report
                 self._last_word_at = asyncio.get_running_loop().time()
                 self._orders.ring()
-            case _:
-                await self._pass_on(report)
 
-    async def _pass_on(self, report: ReportContent) -> None:
+    async def _pass_on(self, reports: Sequence[ReportContent]) -> None:
+        if not reports:
+            return
         try:
-            await self._outbox.add([report])
+            await self._outbox.add(reports)
         except ValueError as error:
-            await self._note_garbage(f"not a report: {error}")
+            if len(reports) > 1:
+                for report in reports:
+                    await self._pass_on([report])
+            else:
+                await self._note_garbage(f"not a report: {error}")
 
     async def _note_garbage(self, text: str) -> None:
         """What the trainer said means nothing.  It goes on; if it then ends without a last word, this is evidence."""
