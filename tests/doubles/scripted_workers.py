@@ -47,6 +47,7 @@ class ScriptedWorker:
         self._num_reports = 0
         self._session: WorkerSession | None = None
         self._turn = asyncio.Lock()
+        self._dialling = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -176,6 +177,10 @@ class ScriptedWorker:
             self.stopped.set()
 
     async def _connect(self) -> WorkerSession:
+        async with self._dialling:
+            return await self._dial()
+
+    async def _dial(self) -> WorkerSession:
         while self._session is None or (self._session.is_closed and not self.was_fenced):
             hello = WorkerHello(
                 JobName.parse(self.assignment.job), self.attempt, self.assignment.token, 100 + self.attempt, "here"

@@ -57,6 +57,7 @@ class TrainingHouse:
 
     async def build(self) -> None:
         """Make the first server."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         await self.store.open()
         await self._open_database()
         await self.catalog.store("flowers", _chunks(FLOWERS), format=DatasetFormat.CSV, file_name="", digest="")
@@ -126,6 +127,10 @@ class TrainingHouse:
         """Wait until the folder of a job that is over is gone, which goes last."""
         folder = self.folder / "workspaces" / job.id
         await until(lambda: not folder.exists())
+
+    async def cleared(self, job: Job) -> None:
+        """Wait until no process of a job that lost its worker is left, and its supervisor knows."""
+        await until(lambda: self.desk._supervisors[job.id].is_clear)
 
     async def reached(self, job: Job, state: JobState, after: int = 0) -> Event:
         """The event with which the job reaches a state after a sequence."""

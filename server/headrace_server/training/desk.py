@@ -200,8 +200,8 @@ class TrainingDesk:
         if supervisor := self._supervisors.get(hello.job.job):
             return await supervisor.attach(hello)
         stored = await self._jobs.get(hello.job.job)
-        if self._is_draining and stored.job.state.has_worker:
-            raise Draining
+        if stored.job.state.has_worker:
+            raise Draining  # this process has not taken over yet, or no longer looks after it: come again
         raise WorkerFenced(hello.attempt, stored.attempt.number + 1)
 
     # The rest.

@@ -1,0 +1,172 @@
+"""What is wrong with a request is said at once, field by field; what is right becomes a complete specification."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headrace_server.datasets.dataset import DatasetFormat
+from headrace_server.errors import DatasetNotFound, InvalidSpec, NameTaken
+from headrace_server.trainers.recipe import Epochs, Steps
+from headrace_server.training.draft import SpecDraft, StartRequest
+from headrace_server.training.states import JobState
+
+from tests.doubles.training_house import TrainingHouse, training_house
+
+
+async def violations(house: TrainingHouse, request: StartRequest) -> dict[str, str]:
+    with pytest.raises(InvalidSpec) as refusal:
+        await house.desk.start(request)
+    return {violation.field: violation.description for violation in refusal.value.violations}
+
+
+async def test_every_default_is_filled_in_and_the_seed_is_chosen(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        first = await house.start(validate_only=True)
+        second = await house.start(validate_only=True)
+        given = await house.start(validate_only=True, recipe={"seed": 7, "length": {"kind": "steps", "count": 9}})
+
+        assert first.spec.recipe.length == Epochs()
+        assert first.spec.recipe.seed != second.spec.recipe.seed
+        assert given.spec.recipe.seed == 7
+        assert given.spec.recipe.length == Steps(count=9)
+        assert first.spec.max_restarts == 3
+        assert first.spec.dataset.startswith("datasets/flowers/versions/")
+
+
+async def test_validation_alone_keeps_nothing(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        rehearsed = await house.start(validate_only=True, job_id="mine", request_id="r")
+
+        assert rehearsed.state is JobState.QUEUED
+        assert rehearsed.id == "mine"
+        assert house.launcher.workers == {}
+        job = await house.start(job_id="mine", request_id="r", body_digest="other")
+        assert job.id == "mine"
+        with pytest.raises(NameTaken):
+            await house.start(validate_only=True, job_id="mine")
+
+
+async def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        request = house.request(
+            request_id="r" * 129,
+            job_id="Not An Id",
+            labels={"": "empty key", "long": "v" * 256},
+            dataset="datasets/nowhere",
+            model="models/m/versions/3",
+            parameters={"widths": [8, "wide"], "dropout": 1.5, "colour": "red"},
+            recipe={
+                "batch_size": 0,
+                "length": {"kind": "epochs", "count": 0},
+                "optimizer": {"kind": "adamw", "learning_rate": -1.0},
+                "surprise": 1,
+            },
+            priority=101,
+            max_restarts=-1,
+            field_paths={
+                "parameters": "spec.sketch",
+                "recipe": "spec",
+                "recipe.length.count": "spec.epochs",
+                "recipe.optimizer": "spec.optimizer.adamw",
+                "priority": "spec.resources.priority",
+            },
+        )
+
+        found = await violations(house, request)
+
+        assert set(found) == {
+            "request_id", "job_id", "labels", "labels['long']", "spec.dataset", "spec.model",
+            "spec.sketch.target", "spec.sketch.widths[1]", "spec.sketch.dropout", "spec.sketch.colour",
+            "spec.batch_size", "spec.epochs", "spec.optimizer.adamw.learning_rate", "spec.surprise",
+            "spec.resources.priority", "spec.max_restarts",
+        }  # fmt: skip
+        assert found["spec.sketch.target"] == "is required"
+        assert "does not exist" in found["spec.dataset"]
+
+
+async def test_required_fields_are_named(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        found = await violations(house, StartRequest(SpecDraft()))
+
+        assert found == {
+            "spec.trainer": "is required: one of sketch",
+            "spec.model": "is required: models/{model}",
+            "spec.dataset": "is required: datasets/{dataset}",
+        }
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"trainer": "nonsense"}, "spec.trainer", "not one of sketch"),
+        ({"dataset": "flowers"}, "spec.dataset", "not of the form"),
+        ({"model": "models/UPPER"}, "spec.model", "not of the form"),
+        ({"model": "models/m@best"}, "spec.model", "must be models/m"),
+        ({"parameters": {"target": "colour"}}, "spec.parameters.target", "not one of length, width, kind"),
+        ({"recipe": {"evaluation": {"metric": "f1"}}}, "spec.recipe.evaluation.metric", "loss, accuracy"),
+        ({"recipe": {"device": "gpu"}}, "spec.recipe.device", "no GPU"),
+        ({"recipe": {"seed": 2**63}}, "spec.recipe.seed", "less than"),
+        ({"recipe": {"length": {"kind": "hours", "count": 1}}}, "spec.recipe.length", "does not match"),
+        ({"labels": {str(number): "" for number in range(65)}}, "labels", "at most 64"),
+    ],
+)
+async def test_one_fault_is_blamed_on_its_field(
+    tmp_path: Path, changes: dict[str, Any], field: str, words: str
+) -> None:
+    async with training_house(tmp_path) as house:
+        found = await violations(house, house.request(**changes))
+
+        assert list(found) == [field]
+        assert words in found[field]
+
+
+async def test_a_missing_data_set_is_not_found_when_all_else_is_right(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        with pytest.raises(DatasetNotFound):
+            await house.start(dataset="datasets/nowhere")
+
+
+async def test_a_data_set_in_a_format_that_the_trainer_cannot_read_is_refused(tmp_path: Path) -> None:
+    async def chunks() -> Any:
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez(buffer, kind=np.zeros((4, 2)))
+        yield buffer.getvalue()
+
+    async with training_house(tmp_path) as house:
+        await house.catalog.store("arrays", chunks(), format=DatasetFormat.NPZ, file_name="", digest="")
+
+        found = await violations(house, house.request(dataset="datasets/arrays"))
+
+        assert "reads CSV" in found["spec.dataset"]
+
+
+async def test_a_gpu_is_accepted_where_there_is_one(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        house.has_gpu = True
+
+        job = await house.start(recipe={"device": "gpu"}, validate_only=True)
+
+        assert job.spec.recipe.device == "gpu"
+
+
+def test_field_paths_follow_the_longest_prefix_that_is_known() -> None:
+    draft = replace(SpecDraft(), field_paths={"a": "x", "a.b": "y.z", "a.b.c": "w"})
+
+    assert draft.field_path("a.b.c") == "w"
+    assert draft.field_path("a.b.d[0].e") == "y.z.d[0].e"
+    assert draft.field_path("a[3]") == "x[3]"
+    assert draft.field_path("ab") == "spec.ab"
+
+
+async def test_a_request_id_makes_one_job_however_often_it_is_sent(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        jobs = await asyncio.gather(*(house.start(request_id="once") for _ in range(20)))
+
+        assert len({job.id for job in jobs}) == 1
+        assert len([key for key in house.launcher.workers if key[1] == 1]) <= 1
