@@ -1,6 +1,7 @@
 """Our optimizers call the same kernels as torch's own, so the results must be equal to the last bit."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ def network() -> nn.Sequential:
 
 def loss_of(net: nn.Module, step: int) -> Tensor:
     generator = torch.Generator().manual_seed(step)
-    return net(torch.randn((8, 6), generator=generator)).square().mean()
+    outputs: Tensor = net(torch.randn((8, 6), generator=generator))
+    return outputs.square().mean()
 
 
 @pytest.mark.parametrize(
@@ -30,16 +32,18 @@ def loss_of(net: nn.Module, step: int) -> Tensor:
         (Sgd(momentum=0.0), lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.0005, fused=True)),
     ],
 )
-def test_steps_are_bit_for_bit_those_of_torch(recipe: AdamW | Sgd, reference: type[torch.optim.Optimizer]) -> None:
+def test_steps_are_bit_for_bit_those_of_torch(
+    recipe: AdamW | Sgd, reference: Callable[..., torch.optim.Optimizer]
+) -> None:
     ours, theirs = network(), network()
     optimizer = make_optimizer(recipe, ours)
     torch_optimizer = reference(theirs.parameters())
 
     for step in range(20):
-        loss_of(ours, step).backward()
+        torch.autograd.backward(loss_of(ours, step))
         optimizer.step(0.01)
         torch_optimizer.zero_grad()
-        loss_of(theirs, step).backward()
+        torch.autograd.backward(loss_of(theirs, step))
         torch_optimizer.step()
 
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -54,7 +58,7 @@ def test_a_parameter_without_a_gradient_stays_as_it_is() -> None:
     optimizer = make_optimizer(AdamW(weight_decay=1.0), net)
 
     loss = net[2](net[1](net[0](torch.ones(1, 6)))).sum()
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step(0.1)
 
     assert torch.equal(net.get_submodule("unused").state_dict()["weight"], before)
@@ -95,8 +99,9 @@ def test_an_overflow_halves_the_scale_and_skips_the_step() -> None:
     optimizer, scale = make_optimizer(AdamW(), net), LossScale(torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
-    scale.scale(loss_of(net, 0)).backward()
-    net[0].weight.grad = torch.full_like(net[0].weight, float("inf"))
+    torch.autograd.backward(scale.scale(loss_of(net, 0)))
+    weight = net.get_parameter("0.weight")
+    weight.grad = torch.full_like(weight, float("inf"))
     found_inf = scale.unscale(net)
     optimizer.step(0.1, found_inf)
 
@@ -110,9 +115,9 @@ def test_scaled_gradients_come_out_as_they_were() -> None:
     net, plain = network(), network()
     scale = LossScale(torch.device("cpu"))
 
-    scale.scale(loss_of(net, 0)).backward()
+    torch.autograd.backward(scale.scale(loss_of(net, 0)))
     found_inf = scale.unscale(net)
-    loss_of(plain, 0).backward()
+    torch.autograd.backward(loss_of(plain, 0))
 
     assert found_inf == 0
     for one, other in zip(net.parameters(), plain.parameters(), strict=True):

@@ -18,7 +18,7 @@ from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.tensors import DataType
 from headrace_server.trainers.export import MANIFEST, ONNX, WEIGHTS
 from headrace_server.trainers.job_file import ExportManifest, JobFile
-from headrace_server.trainers.recipe import AdamW, CheckpointPolicy, Epochs, Recipe, Steps
+from headrace_server.trainers.recipe import AdamW, Epochs, Evaluation, Recipe, Steps
 from headrace_server.trainers.reports import (
     TRAINER_REPORT,
     CheckpointWritten,
@@ -32,7 +32,7 @@ from headrace_server.trainers.reports import (
 )
 from safetensors.numpy import load_file
 
-SHORT = Recipe(length=Epochs(count=3), batch_size=16, optimizer=AdamW(learning_rate=0.01), seed=1, cpu_threads=1)
+SHORT = Recipe(length=Epochs(count=12), batch_size=16, optimizer=AdamW(learning_rate=0.01), seed=1, cpu_threads=1)
 ENDLESS = SHORT.model_copy(update={"length": Steps(count=10_000_000)})
 PATIENCE_SECONDS = 60
 
@@ -134,6 +134,7 @@ def is_step(report: TrainerReport) -> bool:
     return isinstance(report, StepCompleted)
 
 
+@pytest.mark.slow
 def test_a_job_is_trained_exported_and_verified_and_its_program_answers(start: Start) -> None:
     trainer = start()
 
@@ -149,7 +150,7 @@ def test_a_job_is_trained_exported_and_verified_and_its_program_answers(start: S
     assert manifest.lineage.environment["device"] == "cpu"
     assert manifest.lineage.environment["threads"] == "1"
     assert manifest.lineage.parity[ONNX].num_rows == 24
-    assert trainer.of(CheckpointWritten)[-1].step == 18
+    assert trainer.of(CheckpointWritten)[-1].step == 72
     session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
     feed = {}
     for spec in manifest.signature.inputs:
@@ -202,20 +203,28 @@ def test_a_trainer_whose_reports_nobody_reads_ends_at_once(start: Start) -> None
     assert trainer.process.wait(PATIENCE_SECONDS) == 4
 
 
+@pytest.mark.slow
 def test_a_trainer_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bits(start: Start) -> None:
-    recipe = SHORT.model_copy(update={"length": Epochs(count=1500), "checkpoints": CheckpointPolicy(period_seconds=1)})
-    whole = start("whole", recipe=recipe)
+    recipe = SHORT.model_copy(update={"length": Epochs(count=300), "evaluation": Evaluation(every_epochs=20)})
+    parameters = {"target": "kind", "hidden_widths": [256, 256]}
+    whole = start("whole", recipe=recipe, parameters=parameters)
 
-    killed = start("killed", recipe=recipe)
-    killed.until(lambda report: isinstance(report, CheckpointWritten) and report.step > 200)
+    killed = start("killed", recipe=recipe, parameters=parameters)
+    killed.until(lambda report: isinstance(report, CheckpointWritten))
     killed.until(is_step)
     killed.process.kill()
     assert killed.rest() == -signal.SIGKILL
     last_step = killed.of(StepCompleted)[-1].step
     last_checkpoint = killed.of(CheckpointWritten)[-1]
-    resumed = start("resumed", recipe=recipe, resume_from=Path(last_checkpoint.folder), reported_step=last_step)
+    resumed = start(
+        "resumed",
+        recipe=recipe,
+        parameters=parameters,
+        resume_from=Path(last_checkpoint.folder),
+        reported_step=last_step,
+    )
 
-    assert last_step < 9000
+    assert last_checkpoint.step < last_step < 1800
     assert (whole.rest(), resumed.rest()) == (0, 0)
     assert all(report.step > last_step for report in resumed.of(StepCompleted))
     weights = [load_file(Path(trainer.of(ExportWritten)[0].folder) / WEIGHTS) for trainer in (whole, resumed)]
@@ -223,39 +232,16 @@ def test_a_trainer_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bits(
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"parameters": {"target": "size", "task": "classification", "features": ["kin"]}}, "InvalidDataset", "'kin'"),
-        ({"parameters": {"target": "kind", "wings": 2}}, "ValidationError", "wings"),
-        ({"trainer": "poetry"}, "InvalidSpec", "no trainer 'poetry'"),
-        ({"recipe": SHORT.model_copy(update={"device": "gpu"})}, "InvalidSpec", "no GPU"),
-        ({"dataset_path": Path("/nowhere.csv")}, "FileNotFoundError", "nowhere.csv"),
-        ({"resume_from": Path("/nowhere")}, "CheckpointDamaged", "the checkpoint nowhere cannot be used"),
-    ],
-)
-def test_what_cannot_be_trained_is_a_failure_with_its_reason(
-    start: Start, changes: dict[str, Any], error: str, message: str
-) -> None:
-    trainer = start(**changes)
+def test_a_fault_of_the_code_is_told_by_type_and_its_trace_goes_to_the_log(start: Start) -> None:
+    trainer = start(dataset_path=Path("/nowhere.csv"))
 
     assert trainer.rest() == 3
     failed = trainer.reports[-1]
     assert isinstance(failed, Failed)
-    assert failed.error == error
-    assert message in failed.message
-
-
-def test_a_training_that_diverges_fails_with_evidence(start: Start) -> None:
-    recipe = ENDLESS.model_copy(update={"optimizer": {"kind": "sgd", "learning_rate": 100.0}})
-
-    trainer = start(recipe=recipe, parameters={"target": "size", "task": "regression", "hidden_widths": [64, 64]})
-
-    assert trainer.rest() == 3
-    failed = trainer.reports[-1]
-    assert isinstance(failed, Failed)
-    assert failed.error == "Diverged"
-    assert "learning rate" in failed.message
+    assert failed.error == "FileNotFoundError"
+    assert "nowhere.csv" in failed.message
+    assert trainer.process.stderr is not None
+    assert b"Traceback" in trainer.process.stderr.read()
 
 
 def test_a_job_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
