@@ -24,6 +24,15 @@ def job_name(text: str) -> str:
     return full_name("trainingJobs", text)
 
 
+def display_name(name: str) -> str:
+    """A name of a version as people say it: "digits v3" for a model, "digits 6e06f246" for a data set."""
+    collection, _, rest = name.partition("/")
+    parent, is_version, version = rest.partition("/versions/")
+    if not is_version:
+        return rest or name
+    return f"{parent} v{version}" if collection == "models" else f"{parent} {version[:8]}"
+
+
 def short_name(name: str) -> str:
     """What follows the collection: `digits/versions/3` of `models/digits/versions/3`."""
     return name.partition("/")[2] or name

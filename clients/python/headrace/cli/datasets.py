@@ -70,7 +70,7 @@ def show(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -
             return
         _print_version(dataset.latest_version)
         versions = await client.list_dataset_versions(name)
-        rows = [(short_name(one.name), *_describe(one)) for one in versions]
+        rows = [(one.name.rpartition("/")[2], *_describe(one)) for one in versions]
         print_table(console(), ("VERSION", "FORMAT", "ROWS", "SIZE", "STORED"), rows, "")
 
     perform(server, as_json, work)

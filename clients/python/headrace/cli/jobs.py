@@ -12,7 +12,7 @@ from headrace.cli.printing import age, print_json, print_table
 from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, perform
 from headrace.client import Client
 from headrace.events import state_name
-from headrace.names import short_name
+from headrace.names import display_name, short_name
 from headrace.run import TrainingRun
 from headrace.training.v1.training_event_pb2 import TrainingEvent
 from headrace.training.v1.training_job_pb2 import TrainingJob
@@ -140,8 +140,8 @@ def _row(job: TrainingJob) -> tuple[object, ...]:
         short_name(job.name),
         Text(name, style=_STATE_COLOURS.get(name, "")),
         done,
-        short_name(job.spec.dataset),
-        short_name(job.model_version or job.spec.model),
+        display_name(job.spec.dataset),
+        display_name(job.model_version or job.spec.model),
         age(job.create_time),
     )
 

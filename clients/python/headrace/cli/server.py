@@ -87,10 +87,21 @@ def _parameters(trainer: Trainer) -> list[tuple[object, ...]]:
     schema = MessageToDict(trainer.parameters_schema)
     required = schema.get("required", [])
     rows: list[tuple[object, ...]] = []
-    for name, one in schema.get("properties", {}).items():
+    for name, one in sorted(schema.get("properties", {}).items()):
         default = "required" if name in required else one.get("default", "")
-        rows.append((name, _type(one), default, one.get("description", "")))
+        rows.append((name, _type(one), _shown(default), one.get("description", "")))
     return rows
+
+
+def _shown(value: Any) -> str:
+    """A value of the schema; all its numbers came as floating-point."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in sorted(value.items()))
+    return "" if value is None else str(value)
 
 
 def _type(schema: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from headrace.cli.curves import Series
 from headrace.events import Event, has_ended, state_name
-from headrace.names import short_name
+from headrace.names import display_name, short_name
 from headrace.resume import Interruption
 from headrace.training.v1.training_event_pb2 import (
     EvaluationCompleted,
@@ -65,7 +65,7 @@ class Story:
         trainer = spec.plugin.name if kind == "plugin" else kind
         if not trainer:
             return short_name(self.job.name)
-        return f"{trainer} · {short_name(spec.dataset)} → {short_name(spec.model)}"
+        return f"{trainer} · {display_name(spec.dataset)} → {display_name(spec.model)}"
 
     @property
     def state(self) -> str:
@@ -92,7 +92,7 @@ class Story:
 
     @property
     def pace(self) -> str:
-        """How fast it goes, how long it will take, and where a step's time goes."""
+        """How fast it goes, and how long it will take."""
         step = self.step
         if step is None:
             return ""
@@ -101,14 +101,17 @@ class Story:
             parts.append(f"{describe_seconds(step.remaining.ToTimedelta().total_seconds())} left")
         if step.learning_rate:
             parts.append(f"learning rate {step.learning_rate:.2g}")
-        if step.step_time:
-            shares = sorted(step.step_time.items(), key=lambda item: -item[1].ToTimedelta())
-            parts.append(
-                "step: " + ", ".join(f"{name} {describe_short(share.ToTimedelta())}" for name, share in shares)
-            )
         if self.job.restarts:
             parts.append(f"restarts {self.job.restarts}")
         return "   ".join(parts)
+
+    @property
+    def step_time(self) -> str:
+        """Where a step's time goes, the longest part first."""
+        if self.step is None or not self.step.step_time:
+            return ""
+        parts = sorted(((share.ToTimedelta(), name) for name, share in self.step.step_time.items()), reverse=True)
+        return "a step: " + ", ".join(f"{name} {describe_short(share)}" for share, name in parts)
 
     def _tell(self, event: Event) -> Line | None:
         match event.content:
