@@ -287,7 +287,9 @@ class QueueFull(Overloaded):
     reason = "QUEUE_FULL"
 
     def __init__(self, waiting: int, limit: int, retry_after: timedelta = timedelta(seconds=30)) -> None:
-        super().__init__(f"{waiting} jobs are already waiting (limit {limit})", retry_after, waiting=waiting, limit=limit)
+        super().__init__(
+            f"{waiting} jobs are already waiting (limit {limit})", retry_after, waiting=waiting, limit=limit
+        )
 
 
 class NoPermit(Overloaded):

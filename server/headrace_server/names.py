@@ -1,8 +1,8 @@
 """Resource names (AIP-122): how they are written, read and refused.
 
-    trainingJobs/{job}
-    datasets/{dataset}            datasets/{dataset}/versions/{16 hexadecimal digits}
-    models/{model}                models/{model}/versions/{1, 2, 3, …}          models/{model}@{alias}
+trainingJobs/{job}
+datasets/{dataset}            datasets/{dataset}/versions/{16 hexadecimal digits}
+models/{model}                models/{model}/versions/{1, 2, 3, …}          models/{model}@{alias}
 """
 
 import re
@@ -78,7 +78,9 @@ class ModelName:
     def parse(cls, text: str, field: str = "name") -> "ModelName":
         """Read a name.  Raises InvalidName, which blames `field`."""
         if not (match := _MODEL.fullmatch(text)):
-            raise InvalidName(text, "models/{model}, models/{model}@{alias} or models/{model}/versions/{version}", field)
+            raise InvalidName(
+                text, "models/{model}, models/{model}@{alias} or models/{model}/versions/{version}", field
+            )
         return cls(match[1], int(match[2]) if match[2] else None, match[3])
 
     def __str__(self) -> str:

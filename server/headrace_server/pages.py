@@ -11,6 +11,7 @@ from headrace_server.errors import InvalidPageToken, InvalidSpec, Violation
 
 DEFAULT_PAGE_SIZE = 50
 LARGEST_PAGE_SIZE = 1000
+LONGEST_TOKEN = 4096
 
 T = TypeVar("T")
 
@@ -41,11 +42,8 @@ class PageRequest:
         digest = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:16]
         after = None
         if token:
-            try:
-                asked, after = json.loads(base64.urlsafe_b64decode(token.encode("ascii")))
-            except (binascii.Error, UnicodeError, ValueError, TypeError) as error:
-                raise InvalidPageToken from error
-            if asked != digest or not isinstance(after, str):
+            asked, after = _read_token(token)
+            if asked != digest:
                 raise InvalidPageToken
         return cls(min(size or DEFAULT_PAGE_SIZE, LARGEST_PAGE_SIZE), after, digest)
 
@@ -57,3 +55,16 @@ class PageRequest:
         """Make a page of the first `size` of `items`, of which the list should have read one more than that."""
         more = len(items) > self.size
         return Page(items[: self.size], self.token_after(keys[self.size - 1]) if more else "")
+
+
+def _read_token(token: str) -> tuple[object, str]:
+    if len(token) > LONGEST_TOKEN:
+        raise InvalidPageToken
+    try:
+        asked, after = json.loads(base64.urlsafe_b64decode(token.encode("ascii")))
+        if not isinstance(after, str):
+            raise InvalidPageToken
+        after.encode()  # half a surrogate pair is a string, but no text that a database takes
+    except (binascii.Error, UnicodeError, ValueError, TypeError, RecursionError) as error:
+        raise InvalidPageToken from error
+    return asked, after

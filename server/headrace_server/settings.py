@@ -5,6 +5,7 @@ command line (`--set training.queue_limit=10`).  An unknown key in any of them i
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,19 @@ from headrace_server.errors import CannotStart
 MIB = 1 << 20
 GIB = 1 << 30
 
+CLIENT_VARIABLES = frozenset({"HEADRACE_SERVER"})
+"""What the command line of the client reads from the same environment; not a setting of the server."""
+
+_PREFIX = "HEADRACE_"
+# What Kubernetes puts into every pod beside a Service that is called "headrace".
+_SERVICE_LINK = re.compile(
+    r"HEADRACE_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+_PASSWORD = re.compile(r"(?<=:)[^:/@]*(?=@)")
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ServerSettings(_Section):
@@ -52,7 +63,9 @@ class TrainingSettings(_Section):
     lease_seconds: float = Field(4, gt=0, description="A worker that is silent this long is replaced.")
     attach_seconds: float = Field(60, gt=0, description="How long a new worker may take to attach.")
     cancel_grace_seconds: float = Field(20, ge=0, description="How long a graceful end may take before a kill.")
-    restart_backoff_seconds: float = Field(0.5, ge=0, description="Wait before the first replacement; doubles, to 30 s.")
+    restart_backoff_seconds: float = Field(
+        0.5, ge=0, description="Wait before the first replacement; doubles, to 30 s."
+    )
     on_shutdown: Literal["suspend", "detach"] = Field(
         "suspend",
         description="On shutdown, workers checkpoint and end (suspend) or train on and re-attach later (detach).",
@@ -77,7 +90,7 @@ class ModelSettings(_Section):
     max_upload_bytes: int = Field(4 * GIB, ge=1, description="Largest model file.")
     accept_torch_uploads: bool = Field(
         False,
-        description="Take torch.export files from callers.  Loading one can run code of its author: only for trusted callers.",
+        description="Take torch.export files from callers.  Loading one can run code of its author: trust them first.",
     )
     serve: dict[str, Path] = Field({}, description="Models to register and load at start: name = file or folder.")
 
@@ -139,9 +152,9 @@ class Loaded:
     """By dotted key; keys that are not here have their default."""
 
     def explain(self) -> list[Setting]:
-        """Every setting in the order of the tree."""
+        """Every setting in the order of the tree, without passwords."""
         return [
-            Setting(key, value, self.sources.get(key, "default"), description)
+            Setting(key, _without_password(value), self.sources.get(key, "default"), description)
             for key, value, description in _leaves(self.settings)
         ]
 
@@ -161,8 +174,8 @@ def load(
         for key, value in _flatten(_read_file(file)):
             _place(tree, sources, key, value, str(file))
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith("HEADRACE_"):
-            key = name.removeprefix("HEADRACE_").lower().replace("__", ".")
+        if name.startswith(_PREFIX) and name not in CLIENT_VARIABLES and not _SERVICE_LINK.fullmatch(name):
+            key = name.removeprefix(_PREFIX).lower().replace("__", ".")
             _place(tree, sources, key, _parse(key, text), name)
     for key, value in (argv or {}).items():
         _place(tree, sources, key, _parse(key, value) if isinstance(value, str) else value, "command line")
@@ -198,11 +211,13 @@ def _place(tree: dict[str, Any], sources: dict[str, str], key: str, value: Any, 
             raise CannotStart(f"unknown setting {key} (from {source})")
         tree = branch
     tree[leaf] = value
+    for replaced in [known for known in sources if known.startswith(f"{key}.")]:
+        del sources[replaced]
     sources[key] = source
 
 
 def _parse(key: str, text: str) -> Any:
-    """Read a list or a table from text that looks like JSON or `a,b` / `name=value,…`; pydantic reads the rest."""
+    """Read a list of folders, separated as in PATH, or a table `name=path,…` from text; pydantic reads the rest."""
     if key == "models.serve":
         return _parse_pairs(text)
     if key == "datasets.roots":
@@ -212,12 +227,18 @@ def _parse(key: str, text: str) -> Any:
 
 def _parse_pairs(text: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, path = part.partition("=")
-        if not equals or not name or not path:
+    for part in text.split(",") if text.strip() else ():
+        name, _, path = (piece.strip() for piece in part.partition("="))
+        if not name or not path:
             raise CannotStart(f"models.serve: {part!r} is not NAME=PATH")
-        pairs[name.strip()] = path.strip()
+        if name in pairs:
+            raise CannotStart(f"models.serve: {name!r} is given twice")
+        pairs[name] = path
     return pairs
+
+
+def _without_password(value: Any) -> Any:
+    return _PASSWORD.sub("…", value, count=1) if isinstance(value, str) and "://" in value else value
 
 
 def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -233,12 +254,17 @@ def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
-        source = next((source for known, source in sources.items() if key == known or key.startswith(f"{known}.")), "?")
+        about = {known: source for known, source in sources.items() if _is_about(key, known)}
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {key} (from {source})")
+            lines += [f"unknown setting {known} (from {source})" for known, source in about.items()]
         else:
-            lines.append(f"{key} = {problem['input']!r} (from {source}): {problem['msg']}")
+            lines.append(f"{key} = {problem['input']!r} (from {', '.join(about.values())}): {problem['msg']}")
     return "\n".join(lines)
+
+
+def _is_about(key: str, known: str) -> bool:
+    """Whether one is the other, or lies in it."""
+    return f"{key}.".startswith(f"{known}.") or known.startswith(f"{key}.")
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
@@ -250,5 +276,3 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
             raise CannotStart(f"--set {assignment!r} is not KEY=VALUE")
         values[key.strip()] = value
     return values
-
-

@@ -127,7 +127,9 @@ class Signature(BaseModel):
         return found
 
 
-def _name_violations(field: str, given: Mapping[str, object] | Sequence[str], known: list[str], required: bool) -> list[Violation]:
+def _name_violations(
+    field: str, given: Mapping[str, object] | Sequence[str], known: list[str], required: bool
+) -> list[Violation]:
     names = ", ".join(known)
     found = [Violation(field, f"{name!r} is not one of {names}") for name in given if name not in known]
     if required:
@@ -137,7 +139,8 @@ def _name_violations(field: str, given: Mapping[str, object] | Sequence[str], kn
 
 def _array_violations(field: str, spec: TensorSpec, array: Array) -> list[Violation]:
     if array.dtype != spec.data_type.dtype:
-        return [Violation(f"{field}.data_type", f"is {DataType.of(array.dtype)}, must be {spec.data_type}")]
+        have = _BY_DTYPE.get(array.dtype, array.dtype)
+        return [Violation(f"{field}.data_type", f"is {have}, must be {spec.data_type}")]
     fits = len(array.shape) == len(spec.shape) and all(
         want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True)
     )

@@ -1,0 +1,1 @@
+"""Where jobs, journals, data sets and models are recorded: tables, migrations, transactions."""

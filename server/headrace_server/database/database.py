@@ -4,6 +4,7 @@ SQLite (WAL, one writer) is the embedded default.  Knows no table by name.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ class Database:
         if engine.dialect.name == "sqlite":
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(engine.sync_engine, "begin", _begin_sqlite)
+            event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
         try:
             async with engine.connect() as connection:
                 await connection.run_sync(_migrate)
@@ -104,6 +106,13 @@ def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later can fail at once with "database is locked"; take the lock first.
     writes = connection.get_execution_options().get("headrace_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _roll_back_sqlite(connection: Any, _record: object, _reason: object) -> None:
+    # A call that is cancelled in the middle of a statement has its connection closed, but SQLite ends the transaction
+    # of a closed connection only when the last object that knows the statement is gone: until then nobody could write.
+    with contextlib.suppress(Exception, asyncio.CancelledError):  # the reason for closing it is raised anyway
+        connection.rollback()
 
 
 def _migrate(connection: Connection) -> None:
