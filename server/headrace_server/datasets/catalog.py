@@ -205,6 +205,7 @@ class Catalog:
             finally:
                 stop.set()
                 await asyncio.wait([packing])
+                packing.exception()  # when this call was cancelled, nobody else asks for it
             arrival = await asyncio.to_thread(_measure, path)
             return await self._admit(dataset, arrival, DatasetFormat.IMAGE_ZIP, uri)
 
@@ -264,8 +265,12 @@ class Catalog:
         await self._inspections.acquire()
         reading = asyncio.get_running_loop().run_in_executor(None, inspect, path, format, self._settings)
         # A thread cannot be stopped: when the caller leaves, the permit comes back when the thread does.
-        reading.add_done_callback(lambda _: self._inspections.release())
+        reading.add_done_callback(self._end_inspection)
         return await asyncio.shield(reading)
+
+    def _end_inspection(self, reading: asyncio.Future[Description]) -> None:
+        self._inspections.release()
+        reading.exception()  # when the caller has left, nobody else asks for it
 
     async def _record(self, version: DatasetVersion) -> DatasetVersion:
         async with self._database.write() as connection:

@@ -40,8 +40,8 @@ def locate(uri: str, roots: Sequence[Path]) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long
         raise _wrong_uri(f"cannot be followed to a file: {error}") from error
     if not is_allowed:
-        folders = ", ".join(map(str, roots)) or "no folder at all"
-        raise _wrong_uri(f"must lie below one of the folders of the setting datasets.roots, which are: {folders}")
+        now = "" if roots else ", which names none now"
+        raise _wrong_uri(f"must lie below one of the folders of the server's setting datasets.roots{now}")
     if not resolved.exists():
         raise _wrong_uri("names nothing that exists")
     return resolved

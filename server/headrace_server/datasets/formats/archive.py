@@ -61,6 +61,7 @@ def _problem(entry: zipfile.ZipInfo, seen: set[str]) -> str:
     problems = {
         "appears twice": entry.filename in seen,
         "is encrypted": bool(entry.flag_bits & 0x1),
+        "lies outside of the archive": entry.header_offset < 0,
         "is a symbolic link": stat.S_ISLNK(entry.external_attr >> 16),
         "leads out of the archive": ".." in parts or entry.filename.startswith("/") or entry.filename[1:2] == ":",
         "has an empty part in its name": "" in parts or "." in parts,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from headrace_server.datasets.dataset import DatasetFormat, Description
 from headrace_server.datasets.formats.archive import check_archive, open_archive
@@ -25,9 +25,9 @@ MAX_IMAGE_BYTES = 256 << 20
 MAX_CLASSES = 100_000
 _DECODERS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
-# What Pillow's decoders raise for bytes that are not what they should be.
+# What Pillow's decoders raise for bytes in memory that are not what they should be.
 _DAMAGED = (
-    UnidentifiedImageError, SyntaxError, ValueError, EOFError, IndexError, struct.error, OverflowError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, OverflowError,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 
@@ -114,7 +114,7 @@ def _check_header(image: Image.Image, picture: _Picture) -> None:
 def _decode(image: Image.Image, picture: _Picture) -> None:
     try:
         image.load()
-    except (*_DAMAGED, OSError) as error:
+    except _DAMAGED as error:
         raise _damaged(picture, f"is damaged: {words(error)}") from error
 
 

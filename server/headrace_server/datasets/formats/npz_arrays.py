@@ -3,6 +3,7 @@
 The header of an array is compared with the bytes that follow, which are read in blocks.  Nothing is ever unpickled.
 """
 
+import tokenize
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from headrace_server.tensors import Array
 BLOCK_ELEMENTS = 1 << 17
 _ENDING = ".npy"
 _KINDS = "biufU"
-_LAST_CODE_POINT = 0x10FFFF
+# Headers are Python literals, and this is what NumPy's reading of them may end in.
+_UNREADABLE = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
 
 
 def inspect(path: Path, settings: DatasetSettings) -> Description:
@@ -57,6 +59,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
         for name in names:
             if f"{name}{_ENDING}" not in archive.NameToInfo:
                 raise _invalid(f"there is no array {shown(name)}")
+            with archive.open(f"{name}{_ENDING}") as file:
+                _header(file, name)
             with archive.open(f"{name}{_ENDING}") as file:
                 array: Array = np.lib.format.read_array(file, allow_pickle=False)
             arrays[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
@@ -94,7 +98,7 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype
             raise _invalid(
                 f"the array {shown(name)} has named fields, or another version of the .npy format than 1 and 2"
             )
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise _invalid(f"the array {shown(name)} has no readable header") from error
     if dtype.kind not in _KINDS:
         kind = "objects, which are never unpickled" if dtype.hasobject else f"elements of type {dtype}"
@@ -118,7 +122,7 @@ def _check_elements(file: IO[bytes], name: str, shape: tuple[int, ...], dtype: n
         num_elements += len(elements)
         if dtype.kind == "f":
             num_missing += int(np.isnan(elements).sum())
-        elif dtype.kind == "U" and (np.frombuffer(block, f"{dtype.byteorder}u4") > _LAST_CODE_POINT).any():
+        elif dtype.kind == "U" and not _is_text(np.frombuffer(block, f"{dtype.byteorder}u4")):
             raise _invalid(f"the array {shown(name)} holds what is not text", array=name)
     expected = 1
     for length in shape:
@@ -126,6 +130,11 @@ def _check_elements(file: IO[bytes], name: str, shape: tuple[int, ...], dtype: n
     if num_elements != expected:
         raise _invalid(f"the array {shown(name)} promises {expected} elements but holds {num_elements}", array=name)
     return num_missing
+
+
+def _is_text(code_points: Array) -> bool:
+    is_surrogate = (code_points >= 0xD800) & (code_points <= 0xDFFF)
+    return not (is_surrogate | (code_points > 0x10FFFF)).any()
 
 
 def _blocks(file: IO[bytes], block_bytes: int) -> Iterator[bytes]:

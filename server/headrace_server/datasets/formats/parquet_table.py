@@ -68,7 +68,7 @@ def _open(path: Path) -> Iterator[pa.parquet.ParquetFile]:
             texts = [column.name for column in pa.parquet.read_schema(source) if _is_text(column.type)]
             # Texts stay dictionaries while they are looked at: a short file can repeat one long text very often.
             yield pa.parquet.ParquetFile(source, read_dictionary=texts)
-    except (pa.ArrowException, MemoryError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
         raise _invalid(f"it cannot be read: {words(error)}") from error
     except OSError as error:
         if error.errno is not None:  # the disk's fault
