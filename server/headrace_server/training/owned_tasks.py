@@ -41,7 +41,10 @@ class OwnedTasks:
         return task
 
     async def close(self) -> None:
-        """Cancel what runs, and wait for it and for everything that must be finished."""
+        """Cancel what runs, and wait for it and for everything that must be finished.
+
+        Has no limit of its own: what must be finished is bounded by what it does, as a transaction is by the database.
+        """
         while self._running or self._finishing:
             for task in self._running:
                 task.cancel()

@@ -46,6 +46,7 @@ from headrace_server.training.watch import Order, Watch
 from headrace_server.training.workers import Workers
 
 LONGEST_PAUSE_SECONDS = 30.0
+FAREWELL_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -290,6 +291,8 @@ class Supervisor:
             cause = "died" if isinstance(end, TrainerEnded) else "silent"
             self._means.metrics.worker_restarts.labels(cause).inc()
         if after.state is JobState.RECOVERING and watch is not None:
+            if isinstance(end, TrainerEnded):  # its agent has only to hear that all is kept, and ends by itself
+                await watch.wait_until_gone(FAREWELL_SECONDS)
             watch.fence(watch.attempt.number + 1)
             self._watch = None
 
