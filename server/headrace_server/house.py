@@ -40,6 +40,8 @@ from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
 from headrace_server.training.desk import TrainingDesk
 
+QUIET_SECONDS = 0.1
+"""Nobody called for so long: callers have noticed that the server is leaving."""
 LAST_SECONDS = 2.0
 """What calls that are still there at the very end may take to leave, however long everything before took."""
 
@@ -59,6 +61,7 @@ class House:
         self._closing = asyncio.Event()
         self._hurry = asyncio.Event()
         self._health = Health(PUBLIC_SERVICES)
+        self._interceptor = Interceptor(self.metrics, self._closing)
         self._rooms = AsyncExitStack()
         self._public: grpc.aio.Server
         self._private: grpc.aio.Server
@@ -113,6 +116,9 @@ class House:
             self._within(None, self._desk.drain()),  # bounded by the grace period of its workers
         )
         self._health.close()
+        # What arrives while gRPC stops is dropped, not refused: so first let callers hear that they are refused.
+        await asyncio.sleep(QUIET_SECONDS)
+        await self._within(LAST_SECONDS, self._interceptor.wait_until_quiet(QUIET_SECONDS))
         await self._stop(self._public, max(LAST_SECONDS, until - time.monotonic()))
         await self._stop(self._private, LAST_SECONDS)
         log.info("house.drained")
@@ -162,7 +168,7 @@ class House:
             has_gpu=functools.partial(_has_gpu, devices),
         )
         rooms.push_async_callback(self._desk.close)
-        interceptor = Interceptor(self.metrics, self._closing)
+        interceptor = self._interceptor
         self._private = private_server(interceptor, WorkerService(self._desk, self._closing))
         rooms.push_async_callback(self._private.stop, 0)
         self._public = public_server(

@@ -7,8 +7,8 @@ at most once.  `CancelledError` passes: the caller has gone, or the server ends 
 import asyncio
 import inspect
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from time import perf_counter
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
@@ -50,7 +50,12 @@ class Interceptor:
     def __init__(self, metrics: Metrics, closing: asyncio.Event) -> None:
         self._metrics = metrics
         self._statuses = Statuses(metrics)
-        self._closing = closing
+        self._door = _Doorkeeper(closing)
+
+    async def wait_until_quiet(self, quiet_seconds: float) -> None:
+        """Once closing, wait until nobody has had to be turned away for so long: callers have noticed."""
+        while (left := self._door.turned_away_at + quiet_seconds - time.monotonic()) > 0:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(left)
 
     def add(self, register: Register, servicer: object, server: grpc.aio.Server, *, drains: bool = True) -> None:
         """Register `servicer` with `server` through its generated function, every handler wrapped."""
@@ -67,7 +72,7 @@ class Interceptor:
 
     def _wrap(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]", drains: bool) -> Any:
         behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        call = _Call(method, self._metrics, self._statuses, self._closing if drains else None)
+        call = _Call(method, self._metrics, self._statuses, self._door if drains else None)
         if handler.response_streaming:
             pump = _pump_stream if handler.request_streaming else _pump
 
@@ -95,10 +100,10 @@ class Interceptor:
 class _Call:
     """The rules of one method's calls, with its metrics already bound."""
 
-    def __init__(self, method: str, metrics: Metrics, statuses: Statuses, closing: asyncio.Event | None) -> None:
+    def __init__(self, method: str, metrics: Metrics, statuses: Statuses, door: "_Doorkeeper | None") -> None:
         self._method = method
         self._statuses = statuses
-        self._closing = closing
+        self._door = door
         self._in_flight = metrics.calls_in_flight
         self._seconds = metrics.call_seconds.labels(method)
         self._ended: dict[grpc.StatusCode, Counter] = {
@@ -111,11 +116,11 @@ class _Call:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         code = grpc.StatusCode.OK
-        started_at = perf_counter()
+        started_at = time.perf_counter()
         self._in_flight.inc()
         try:
-            if self._closing is not None and self._closing.is_set():
-                raise Draining
+            if self._door is not None:
+                self._door.check()
             return await work()
         except asyncio.CancelledError:
             code = _why_cancelled(context)
@@ -136,7 +141,21 @@ class _Call:
         finally:
             self._in_flight.dec()
             self._ended[code].inc()
-            self._seconds.observe(perf_counter() - started_at)
+            self._seconds.observe(time.perf_counter() - started_at)
+
+
+class _Doorkeeper:
+    """Turns new calls away once the server is closing."""
+
+    def __init__(self, closing: asyncio.Event) -> None:
+        self._closing = closing
+        self.turned_away_at = 0.0
+
+    def check(self) -> None:
+        """Raise Draining when the server is closing."""
+        if self._closing.is_set():
+            self.turned_away_at = time.monotonic()
+            raise Draining
 
 
 class Malformed:
