@@ -159,7 +159,7 @@ async def test_a_cancel_storm_leaves_everyone_else_with_exactly_their_own_rows(m
             calls.append(asyncio.create_task(_call(batcher, caller, rows, priority)))
             if caller % 50 == 0:
                 await asyncio.sleep(0)
-                for call in storm.sample(calls[-500:], min(len(calls), 6)):
+                for call in storm.sample(calls[-60:], min(len(calls), 12)):
                     call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
     batcher.close(Draining)
@@ -167,9 +167,9 @@ async def test_a_cancel_storm_leaves_everyone_else_with_exactly_their_own_rows(m
 
     # Those that were cancelled before they began never called.
     left = results.count("left") + sum(isinstance(result, asyncio.CancelledError) for result in results)
-    assert 200 < left < 1000
+    assert 250 < left < 1250
     assert results.count("answered") + left + results.count("failed") == 5000
-    assert results.count("answered") > 3500
+    assert results.count("answered") > 3000
     assert max(lane.largest for lane in lanes) <= 16
     assert batcher.calls_in_flight == 0
     assert batcher.waiting_rows == 0

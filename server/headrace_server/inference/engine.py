@@ -120,6 +120,7 @@ class Engine:
         self._is_idle.clear()
         try:
             version = await self._registry.resolve(name)
+            inputs = version.signature.encode_text(inputs)
             meters = self._meters_of(version)
             try:
                 prediction = await self._predict(version, meters, inputs, output_names, deadline, priority)

@@ -46,12 +46,12 @@ def read_signature(path: Path, *, may_have_companions: bool) -> Signature:
     for companion in companions:
         check_companion(path.parent, companion)
     _check(path)
-    session = _build_session(path)
+    _build_session(path)
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     return Signature(
-        inputs=tuple(_spec(value, session.get_inputs()) for value in inputs),
-        outputs=tuple(_spec(value, session.get_outputs()) for value in model.graph.output),
+        inputs=tuple(_spec(value) for value in inputs),
+        outputs=tuple(_spec(value) for value in model.graph.output),
     )
 
 
@@ -118,7 +118,7 @@ def _check(path: Path) -> None:
         raise InvalidModel(f"the ONNX checker cannot read it: {_first_line(error)}", format="ONNX") from error
 
 
-def _build_session(path: Path) -> Any:
+def _build_session(path: Path) -> None:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -127,30 +127,21 @@ def _build_session(path: Path) -> Any:
     # Only to see whether it can be built: optimising is for the one that will serve.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no common type below Exception
         raise InvalidModel(f"ONNX Runtime cannot run it: {_first_line(error)}", format="ONNX") from error
 
 
-def _spec(value: Any, known: Iterable[Any]) -> TensorSpec:
+def _spec(value: Any) -> TensorSpec:
     if value.type.WhichOneof("value") != "tensor_type":
         raise InvalidModel(f"{value.name!r} is not a tensor", format="ONNX")
     tensor = value.type.tensor_type
     data_type = _DATA_TYPES.get(tensor.elem_type)
     if data_type is None:
         raise InvalidModel(f"{value.name!r} has an element type that this server does not carry", format="ONNX")
-    if tensor.HasField("shape"):
-        shape = tuple(_length(dim.dim_value) if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
-    else:  # the file does not say: ask what the runtime has inferred
-        inferred = next((found.shape for found in known if found.name == value.name), None)
-        if not inferred:
-            raise InvalidModel(f"nothing says how many axes {value.name!r} has: export it with shapes", format="ONNX")
-        shape = tuple(_length(length) if isinstance(length, int) else -1 for length in inferred)
+    # Exporters leave a length out, name it, or write 0 or -1 for "any".
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else -1 for dim in tensor.shape.dim)
     return TensorSpec(name=value.name, data_type=data_type, shape=shape)
-
-
-def _length(length: int) -> int:
-    return length if length > 0 else -1  # exporters write 0 or -1 for "any"
 
 
 def _external_files(model: Any) -> set[str]:
