@@ -59,6 +59,8 @@ class WorkerServer(WorkerServiceServicer):
         self.welcomes = True
         self.abort_with: tuple[grpc.StatusCode, str] | None = None
         """Given to every connection, now and later."""
+        self.abort_details = b""
+        """A google.rpc.Status that goes with it."""
         self.hang_up_after: Callable[[WorkerReport], bool] = lambda report: False
         """Asked after a report was kept and before it is acknowledged; True ends the connection."""
         self._changed = asyncio.Condition()
@@ -135,7 +137,8 @@ class WorkerServer(WorkerServiceServicer):
 
     async def _abort_if_told(self, context: _Context) -> None:
         if self.abort_with is not None:
-            await context.abort(*self.abort_with)
+            details = (("grpc-status-details-bin", self.abort_details),) if self.abort_details else ()
+            await context.abort(*self.abort_with, trailing_metadata=details)
 
     async def _tell(self) -> None:
         async with self._changed:

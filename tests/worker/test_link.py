@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from headrace_server.names import JobName
 from headrace_server.trainers.reports import PhaseChanged
 from headrace_server.training.session import StopWorker, WorkerHello
@@ -182,6 +183,25 @@ async def test_an_attempt_that_was_replaced_is_dismissed(
             await server.abort(code, "no")
         with pytest.raises(Dismissed):
             await asyncio.wait_for(link.task, 10)
+
+
+@pytest.mark.parametrize(("current", "is_dismissed"), [(3, True), (2, False)])
+async def test_a_connection_replaced_by_the_same_attempts_next_one_is_no_dismissal(
+    socket: Path, outbox: Outbox, current: int, is_dismissed: bool
+) -> None:
+    server = WorkerServer()
+    info = error_details_pb2.ErrorInfo(reason="WORKER_FENCED", metadata={"attempt": "2", "current": str(current)})
+    status = status_pb2.Status(code=grpc.StatusCode.ABORTED.value[0], message="fenced")
+    status.details.add().Pack(info)
+    server.abort_details = status.SerializeToString()
+    server.abort_with = (grpc.StatusCode.ABORTED, "fenced")
+
+    async with serving(server, socket), dialled(socket, outbox) as link:
+        assert link.task is not None
+        await server.until(lambda server: len(server.hellos) >= (1 if is_dismissed else 3))
+        done, _ = await asyncio.wait([link.task], timeout=5 if is_dismissed else 0)
+
+    assert bool(done) is is_dismissed
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])

@@ -16,7 +16,9 @@ from typing import NoReturn, TypeAlias
 
 import grpc
 import structlog
+from google.rpc import error_details_pb2, status_pb2
 
+from headrace_server.errors import WorkerFenced
 from headrace_server.rpc.wire.worker import hello_to_proto, stop_from_proto
 from headrace_server.training.session import StopWorker, WorkerHello
 from headrace_server.worker.outbox import Outbox
@@ -201,7 +203,18 @@ async def _raise_status(call: _Call) -> None:
 
 def _raise_if_dismissed(error: grpc.aio.AioRpcError) -> None:
     # Attach has no other ABORTED and no other NOT_FOUND than these two.
-    if error.code() is grpc.StatusCode.ABORTED:
+    if error.code() is grpc.StatusCode.ABORTED and not _is_by_ourselves(error):
         raise Dismissed(f"a newer worker has the job: {error.details()}") from error
     if error.code() is grpc.StatusCode.NOT_FOUND:
         raise Dismissed(f"there is no such job: {error.details()}") from error
+
+
+def _is_by_ourselves(error: grpc.aio.AioRpcError) -> bool:
+    """Whether what took the job from this connection is another connection of this very attempt: it is still ours."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info) and info.reason == WorkerFenced.reason:
+                    return str(info.metadata["current"]) == str(info.metadata["attempt"])
+    return False
