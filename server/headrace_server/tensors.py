@@ -5,6 +5,7 @@ Knows nothing of the wire, of models or of devices.  BF16 and FP8 are the NumPy 
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeAlias
 
 import ml_dtypes
@@ -78,6 +79,10 @@ _BY_DTYPE = {dtype: data_type for data_type, dtype in _DTYPES.items()}
 _FLOATING = {
     DataType.FP32, DataType.FP64, DataType.FP16, DataType.BF16, DataType.FP8_E4M3, DataType.FP8_E5M2,
 }  # fmt: skip
+_INTEGERS = {
+    DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64,
+    DataType.UINT8, DataType.UINT16, DataType.UINT32, DataType.UINT64,
+}  # fmt: skip
 
 
 class TensorSpec(BaseModel):
@@ -92,7 +97,18 @@ class TensorSpec(BaseModel):
     finite_only: bool = False
     """Whether NaN and infinity are refused."""
     class_names: tuple[str, ...] = ()
-    """For class scores: what each position of the last axis stands for."""
+    """For class scores: what each position of the last axis stands for.  For an input of integers: the text that each
+    number stands for; callers may send the text.  If the first is empty, it stands for any text that is not listed."""
+
+    @cached_property
+    def codes(self) -> Mapping[str, int]:
+        """The number that stands for each text of `class_names`."""
+        return {text: code for code, text in enumerate(self.class_names) if text}
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether callers may send text in place of this input's numbers."""
+        return bool(self.class_names) and self.data_type in _INTEGERS
 
 
 class Signature(BaseModel):
@@ -112,6 +128,15 @@ class Signature(BaseModel):
         """Whether rows of different callers may be computed together."""
         return all(len(spec.shape) > 0 and spec.shape[0] == -1 for spec in (*self.inputs, *self.outputs))
 
+    def encode_text(self, inputs: Tensors) -> Tensors:
+        """Replace text by the numbers that stand for it, in inputs that have such; text is left where nothing does."""
+        texts = [
+            spec
+            for spec in self.inputs
+            if spec.takes_text and spec.name in inputs and inputs[spec.name].dtype == object
+        ]
+        return {**inputs, **{spec.name: _encode(inputs[spec.name], spec) for spec in texts}} if texts else inputs
+
     def violations(self, inputs: Tensors, output_names: Sequence[str] = ()) -> list[Violation]:
         """Everything that keeps these inputs from being computed; empty when they fit.
 
@@ -127,6 +152,18 @@ class Signature(BaseModel):
         return found
 
 
+def _encode(texts: Array, spec: TensorSpec) -> Array:
+    unlisted = 0 if spec.class_names[0] == "" else None
+    codes = [spec.codes.get(text, unlisted) for text in texts.ravel().tolist()]
+    if None in codes:
+        return texts  # `violations` says which
+    return np.array(codes, dtype=spec.data_type.dtype).reshape(texts.shape)
+
+
+def _unlisted(array: Array, spec: TensorSpec) -> str | None:
+    return next((text for text in array.ravel().tolist() if text not in spec.codes), None)
+
+
 def _name_violations(
     field: str, given: Mapping[str, object] | Sequence[str], known: list[str], required: bool
 ) -> list[Violation]:
@@ -138,6 +175,8 @@ def _name_violations(
 
 
 def _array_violations(field: str, spec: TensorSpec, array: Array) -> list[Violation]:
+    if spec.takes_text and array.dtype == object and (text := _unlisted(array, spec)) is not None:
+        return [Violation(field, f"{text!r} is not one of {_listed(spec.class_names)}")]
     if array.dtype != spec.data_type.dtype:
         have = _BY_DTYPE.get(array.dtype, array.dtype)
         return [Violation(f"{field}.data_type", f"is {have}, must be {spec.data_type}")]
@@ -152,6 +191,10 @@ def _array_violations(field: str, spec: TensorSpec, array: Array) -> list[Violat
     if spec.finite_only and spec.data_type.is_floating and not np.isfinite(array).all():
         return [Violation(field, "holds NaN or infinity, which this model refuses")]
     return []
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _row_violations(inputs: Tensors) -> list[Violation]:

@@ -152,6 +152,8 @@ def _fit(array: Array, spec: TensorSpec) -> Tensor:
     _check_shape(array.shape, spec)
     if spec.data_type == DataType.DATA_TYPE_BF16 and array.dtype.name != "bfloat16":
         return Tensor(data_type=spec.data_type, shape=array.shape, data=_to_bf16(_cast(array, np.dtype("<f4"))))
+    if spec.class_names and array.dtype.kind in _TEXT_KINDS:
+        return to_tensor(array)  # the server knows the number that stands for each text
     if spec.data_type == DataType.DATA_TYPE_STRING:
         if array.dtype.kind not in _TEXT_KINDS:
             raise TypeError(f"is {array.dtype}, must be text")

@@ -281,7 +281,10 @@ class TensorSpec(_message.Message):
 
     @_builtins.property
     def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """For an output of class scores: the class that each position of the last axis stands for."""
+        """For an output of class scores: the class that each position of the last axis stands for.  For an input of integers:
+        the text that each number stands for; a STRING tensor of such text is accepted in its place.  If the first is empty, it
+        stands for any text that is not listed.
+        """
 
     def __init__(
         self,
