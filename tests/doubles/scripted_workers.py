@@ -220,6 +220,8 @@ class ScriptedLauncher:
         self.kills: list[tuple[str, int, int]] = []
         self.cannot_launch = 0
         """So many launches fail."""
+        self.may_kill = asyncio.Event()
+        self.may_kill.set()
 
     async def launch(self, job: str, attempt: int, folder: Path) -> None:
         """Read the assignment, and begin."""
@@ -235,6 +237,7 @@ class ScriptedLauncher:
     async def kill(self, job: str, attempt: int, folder: Path, trainer_pid: int) -> int:
         """End a worker of whichever server."""
         self.kills.append((job, attempt, trainer_pid))
+        await self.may_kill.wait()
         worker = self.workers.get((job, attempt))
         if worker is None or not worker.is_alive:
             return 0

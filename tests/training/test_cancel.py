@@ -13,6 +13,7 @@ from headrace_server.training.states import JobState
 
 from tests.doubles.scripted_workers import ScriptedWorker, finish
 from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
+from tests.doubles.until import until
 
 
 async def obey(worker: ScriptedWorker) -> None:
@@ -126,6 +127,32 @@ async def test_a_job_between_two_workers_is_cancelled_at_once(tmp_path: Path) ->
         over = await house.desk.cancel(job.name, kill=False, reason="")
         await house.over(job)
 
+        assert over.state is JobState.CANCELLED
+        assert len(house.launcher.workers) == 1
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_a_job_whose_old_worker_is_still_being_removed_is_cancelled_after_that(
+    tmp_path: Path, is_silent: bool
+) -> None:
+    async def vanish(worker: ScriptedWorker) -> None:
+        await worker.train(range(1, 2))
+        if is_silent:
+            worker.fall_silent()
+            await asyncio.sleep(60)
+        await worker.end(TrainerEnded(Outcome.DIED, signal="SIGKILL"))
+
+    async with training_house(tmp_path, vanish) as house:
+        house.launcher.may_kill.clear()
+        job = await house.start()
+        await house.reached(job, JobState.RECOVERING)
+        await until(lambda: bool(house.launcher.kills))
+
+        asked = await house.desk.cancel(job.name, kill=True, reason="")
+        house.launcher.may_kill.set()
+        over = await house.over(job)
+
+        assert asked.state is JobState.CANCELLING
         assert over.state is JobState.CANCELLED
         assert len(house.launcher.workers) == 1
 

@@ -39,7 +39,7 @@ def is_final(job: Job, silence: Silence, *, is_leaving: bool) -> bool:
 def conclude_success(amendment: Amendment, version: ModelName) -> None:
     """The result is registered: say so, and end the job.  A job that was cancelled meanwhile stays cancelled."""
     if amendment.job.state is JobState.CANCELLING:
-        _cancel(amendment, 0)
+        conclude_cancel(amendment, num_killed=0)
         return
     begin_finalizing(amendment)
     amendment.note_step(model_version=str(version))
@@ -50,7 +50,7 @@ def conclude_success(amendment: Amendment, version: ModelName) -> None:
 def conclude_end(amendment: Amendment, ended: TrainerEnded, *, is_leaving: bool) -> None:
     """A trainer ended, other than by finishing its work."""
     if amendment.job.state is JobState.CANCELLING:
-        _cancel(amendment, ended.num_killed)
+        conclude_cancel(amendment, num_killed=ended.num_killed)
         return
     match ended.outcome:
         case Outcome.FAILED:
@@ -67,7 +67,7 @@ def conclude_end(amendment: Amendment, ended: TrainerEnded, *, is_leaving: bool)
 def conclude_silence(amendment: Amendment, silence: Silence, *, is_leaving: bool) -> None:
     """A worker was given up."""
     if amendment.job.state is JobState.CANCELLING:
-        _cancel(amendment, silence.num_killed)
+        conclude_cancel(amendment, num_killed=silence.num_killed)
     elif is_leaving:
         _suspend(amendment)
     elif not silence.counts:
@@ -88,9 +88,14 @@ def conclude_refusal(amendment: Amendment, reason: str, failure: Failure) -> Non
     if amendment.job.state.is_terminal:
         return
     if amendment.job.state is JobState.CANCELLING:
-        _cancel(amendment, 0)
+        conclude_cancel(amendment, num_killed=0)
     else:
         amendment.fail(reason, failure)
+
+
+def conclude_cancel(amendment: Amendment, *, num_killed: int) -> None:
+    """A job that was being cancelled has no worker any more."""
+    amendment.move(JobState.CANCELLED, "CANCELLED", f"stopped on request; {describe_killed(num_killed)}")
 
 
 def describe_killed(num_killed: int) -> str:
@@ -102,10 +107,6 @@ def describe_killed(num_killed: int) -> str:
             return "1 process had to be killed"
         case _:
             return f"{num_killed} processes had to be killed"
-
-
-def _cancel(amendment: Amendment, num_killed: int) -> None:
-    amendment.move(JobState.CANCELLED, "CANCELLED", f"stopped on request; {describe_killed(num_killed)}")
 
 
 def _suspend(amendment: Amendment) -> None:

@@ -26,6 +26,7 @@ from headrace_server.training.amendment import Amendment
 from headrace_server.training.attempt import Attempt
 from headrace_server.training.conclusion import (
     Silence,
+    conclude_cancel,
     conclude_end,
     conclude_refusal,
     conclude_silence,
@@ -257,8 +258,8 @@ class Supervisor:
     async def _look_after(self, job: Job, attempt: Attempt) -> bool:
         """Wait for the end of the worker and act on it; returns whether the server leaves the worker alone."""
         if job.state is JobState.CANCELLING:
-            if self._is_clear:
-                await self._conclude(None, Silence("no worker is left"))
+            if self._is_clear:  # it was cancelled between two workers
+                await self._amend(lambda it: conclude_cancel(it, num_killed=0))
                 return False
             self._give_order(Order.GRACEFUL)
         watch = self._watch or self._adopt(attempt, is_fresh=False)
@@ -277,7 +278,7 @@ class Supervisor:
         self._watch = watch
         return watch
 
-    async def _conclude(self, watch: Watch | None, end: TrainerEnded | Silence) -> None:
+    async def _conclude(self, watch: Watch, end: TrainerEnded | Silence) -> None:
         async with self.deciding:
             before = await self._means.jobs.get(self._job)
             match end:
@@ -290,7 +291,7 @@ class Supervisor:
         if after.restarts > before.job.restarts:
             cause = "died" if isinstance(end, TrainerEnded) else "silent"
             self._means.metrics.worker_restarts.labels(cause).inc()
-        if after.state is JobState.RECOVERING and watch is not None:
+        if after.state is JobState.RECOVERING:
             if isinstance(end, TrainerEnded):  # its agent has only to hear that all is kept, and ends by itself
                 await watch.wait_until_gone(FAREWELL_SECONDS)
             watch.fence(watch.attempt.number + 1)
@@ -303,17 +304,16 @@ class Supervisor:
             return await self._refuse("TRAINER_FAILED", error)
         return await self._amend(lambda it: conclude_success(it, version))
 
-    async def _give_up(self, job: Job, watch: Watch | None, silence: Silence) -> Job:
+    async def _give_up(self, job: Job, watch: Watch, silence: Silence) -> Job:
         """Take the job from a silent worker.
 
         Where another is to continue, that is said first, and the old one's processes are removed before the next is
         launched; where the job is over by that, they are removed first.
         """
-        if watch is not None:
-            silence = replace(silence, last_lines=await self._means.workers.last_lines(self._job, watch.attempt))
-            if is_final(job, silence, is_leaving=self._is_leaving):
-                num_killed = await self._means.workers.remove(self._job, watch.attempt)
-                silence = replace(silence, num_killed=num_killed)
+        silence = replace(silence, last_lines=await self._means.workers.last_lines(self._job, watch.attempt))
+        if is_final(job, silence, is_leaving=self._is_leaving):
+            num_killed = await self._means.workers.remove(self._job, watch.attempt)
+            silence = replace(silence, num_killed=num_killed)
 
         def conclude(amendment: Amendment) -> None:
             if amendment.attempt.ended is None:  # else it has come back and said how it ended: that counts
