@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from headrace_server.errors import CannotStart, StorageFull
@@ -43,8 +43,8 @@ class Database:
         """
         try:
             engine = create_async_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-            raise CannotStart(f"database.url {url!r} cannot be used: {error}") from error
+        except (ArgumentError, NoSuchModuleError, InvalidRequestError, ModuleNotFoundError) as error:
+            raise CannotStart(f"the setting database.url cannot be used: {error}") from error
         if engine.dialect.name == "sqlite":
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(engine.sync_engine, "begin", _begin_sqlite)

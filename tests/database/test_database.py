@@ -1,0 +1,295 @@
+import asyncio
+import gc
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from headrace_server.database.database import Database
+from headrace_server.database.tables import dataset_versions, datasets
+from headrace_server.errors import CannotStart, StorageFull
+from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy.exc import IntegrityError
+
+from tests.doubles.small_disk import full_tmpfs
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+
+
+async def add(database: Database, dataset: str) -> None:
+    async with database.write() as connection:
+        await connection.execute(insert(datasets).values(id=dataset, created_at=NOW))
+
+
+async def ids(database: Database) -> list[str]:
+    async with database.read() as connection:
+        return list((await connection.scalars(select(datasets.c.id).order_by(datasets.c.id))).all())
+
+
+async def test_what_was_written_is_there_after_opening_again(url: str) -> None:
+    first = await Database.open(url)
+    await add(first, "a")
+    await first.close()
+
+    second = await Database.open(url)
+
+    assert await ids(second) == ["a"]
+    await second.close()
+
+
+async def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
+    async def write_and_raise() -> None:
+        async with database.write() as connection:
+            await connection.execute(insert(datasets).values(id="a", created_at=NOW))
+            raise ZeroDivisionError
+
+    async def write_twice() -> None:
+        async with database.write() as connection:
+            await connection.execute(insert(datasets).values(id="a", created_at=NOW))
+            await connection.execute(insert(datasets).values(id="a", created_at=NOW))
+
+    with pytest.raises(ZeroDivisionError):
+        await write_and_raise()
+    with pytest.raises(IntegrityError):
+        await write_twice()
+
+    assert await ids(database) == []
+    await add(database, "b")
+    assert await ids(database) == ["b"]
+
+
+async def test_writers_take_turns_so_that_reading_before_writing_loses_nothing(database: Database) -> None:
+    async def count_up() -> None:
+        for _ in range(5):
+            async with database.write() as connection:
+                number = await connection.scalar(select(func.count()).select_from(datasets))
+                await asyncio.sleep(0)
+                await connection.execute(insert(datasets).values(id=f"d{number:03}", created_at=NOW))
+
+    await asyncio.gather(*(count_up() for _ in range(8)))
+
+    assert await ids(database) == [f"d{number:03}" for number in range(40)]
+
+
+async def test_two_processes_take_turns_too(url: str, database: Database) -> None:
+    other = await Database.open(url)
+
+    async def count_up(of: Database) -> None:
+        for _ in range(10):
+            async with of.write() as connection:
+                number = await connection.scalar(select(func.count()).select_from(datasets))
+                await connection.execute(insert(datasets).values(id=f"d{number:03}", created_at=NOW))
+
+    await asyncio.gather(count_up(database), count_up(other))
+    await other.close()
+
+    assert len(await ids(database)) == 20
+
+
+async def test_readers_wait_for_no_writer_and_see_only_what_is_committed(database: Database) -> None:
+    async with database.write() as connection:
+        await connection.execute(insert(datasets).values(id="a", created_at=NOW))
+
+        async with asyncio.timeout(10):
+            seen = await ids(database)
+
+    assert seen == []
+    assert await ids(database) == ["a"]
+
+
+async def test_a_write_that_is_cancelled_anywhere_lets_the_next_one_write_at_once(database: Database) -> None:
+    """With the collector off, as a busy server is between two of its runs: what is forgotten then stays."""
+
+    async def write() -> None:
+        async with database.write() as connection:
+            await connection.execute(delete(datasets))
+            await connection.execute(
+                insert(datasets), [{"id": f"d{number}", "created_at": NOW} for number in range(50)]
+            )
+            await connection.execute(select(datasets))
+
+    gc.disable()
+    try:
+        outcomes = set()
+        for num_turns in range(120):
+            task = asyncio.ensure_future(write())
+            for _ in range(num_turns // 2):
+                await asyncio.sleep(0.0001 if num_turns % 2 else 0)
+
+            task.cancel()
+
+            outcomes.add(type((await asyncio.gather(task, return_exceptions=True))[0]))
+            async with asyncio.timeout(10):
+                await write()
+            assert len(await ids(database)) == 50
+    finally:
+        gc.enable()
+    assert asyncio.CancelledError in outcomes
+
+
+async def test_moments_come_back_in_utc(database: Database) -> None:
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    async with database.write() as connection:
+        await connection.execute(insert(datasets).values(id="a", created_at=elsewhere))
+
+    async with database.read() as connection:
+        found = await connection.scalar(select(datasets.c.created_at))
+
+    assert found == NOW
+    assert found is not None
+    assert found.tzinfo is UTC
+
+
+async def test_versions_go_with_their_data_set_and_do_not_come_without_it(database: Database) -> None:
+    version = {
+        "version": "0" * 16, "digest": "sha256:", "format": "CSV", "size_bytes": 1, "description": {}, "source_uri": "",
+        "created_at": NOW,
+    }  # fmt: skip
+    with pytest.raises(IntegrityError):
+        async with database.write() as connection:
+            await connection.execute(insert(dataset_versions).values(dataset="a", **version))
+    await add(database, "a")
+    async with database.write() as connection:
+        await connection.execute(insert(dataset_versions).values(dataset="a", **version))
+
+    async with database.write() as connection:
+        await connection.execute(delete(datasets))
+
+    async with database.read() as connection:
+        assert await connection.scalar(select(func.count()).select_from(dataset_versions)) == 0
+
+
+async def test_a_database_of_a_newer_release_is_refused_and_left_alone(url: str, database: Database) -> None:
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    with pytest.raises(CannotStart, match=r"newer release \(revision 9999"):
+        await Database.open(url)
+
+    async with database.read() as connection:
+        assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(url: str, tmp_path: Path) -> None:
+    (tmp_path / "headrace.db").write_bytes(b"something else entirely" * 500)
+
+    with pytest.raises(CannotStart, match=r"headrace\.db cannot be used: file is not a database"):
+        await Database.open(url)
+
+    assert (tmp_path / "headrace.db").read_bytes() == b"something else entirely" * 500
+
+
+async def test_a_damaged_database_is_refused(url: str, tmp_path: Path) -> None:
+    await (await Database.open(url)).close()
+    content = bytearray((tmp_path / "headrace.db").read_bytes())
+    content[100:4096] = b"\xff" * (4096 - 100)
+    (tmp_path / "headrace.db").write_bytes(content)
+
+    with pytest.raises(CannotStart, match=r"malformed|not a database"):
+        await Database.open(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite+aiosqlite:////dev/null/headrace.db", "unable to open database file"),
+        ("sqlite+aiosqlite:////no/such/folder/headrace.db", "unable to open database file"),
+        ("nonsense", "cannot be used"),
+        ("nonsense://host/name", "cannot be used"),
+        ("sqlite:///x.db", "cannot be used"),
+    ],
+)
+async def test_a_database_that_cannot_be_opened_is_named(url: str, said: str) -> None:
+    with pytest.raises(CannotStart, match=said):
+        await Database.open(url)
+
+
+async def test_a_full_disk_is_told_as_such_and_the_transaction_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with full_tmpfs(folder) as is_mounted:
+        if not is_mounted:
+            pytest.skip("mounting a file system needs more rights")
+        database = await Database.open(f"sqlite+aiosqlite:///{folder / 'headrace.db'}")
+        await add(database, "kept")
+
+        with pytest.raises(StorageFull):
+            await write_very_much(database)
+
+        assert await ids(database) == ["kept"]
+        await database.close()
+
+
+async def write_very_much(database: Database) -> None:
+    async with database.write() as connection:
+        for number in range(20_000):
+            rows = [{"id": f"{number}-{row}" + "x" * 50, "created_at": NOW} for row in range(200)]
+            await connection.execute(insert(datasets), rows)
+
+
+WRITER = textwrap.dedent(
+    """
+    import asyncio, sys
+    from datetime import UTC, datetime
+    from sqlalchemy import insert
+    from headrace_server.database.database import Database
+    from headrace_server.database.tables import datasets
+
+    async def main():
+        database = await Database.open(sys.argv[1])
+        for number in range(100_000):
+            async with database.write() as connection:
+                for half in ("a", "b"):
+                    row = {"id": f"{number}-{half}", "created_at": datetime.now(UTC)}
+                    await connection.execute(insert(datasets).values(row))
+            print(number, flush=True)
+
+    asyncio.run(main())
+    """
+)
+
+
+@pytest.fixture
+async def left_by_a_killed_writer(url: str) -> AsyncIterator[tuple[int, list[str]]]:
+    writer = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WRITER, url, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert writer.stdout is not None
+    async with asyncio.timeout(60):
+        while int(await writer.stdout.readline()) < 20:
+            pass
+        writer.kill()
+        said = (await writer.stdout.read()).split()
+        await writer.wait()
+    database = await Database.open(url)
+    yield int(said[-1]) if said else 20, await ids(database)
+    await database.close()
+
+
+async def test_what_was_answered_survives_a_kill_and_halves_do_not(
+    left_by_a_killed_writer: tuple[int, list[str]],
+) -> None:
+    last, found = left_by_a_killed_writer
+
+    numbers = {int(dataset.split("-")[0]) for dataset in found}
+
+    assert numbers >= set(range(last + 1))
+    assert len(found) == 2 * len(numbers)
+    assert len(numbers) <= last + 2
+
+
+async def test_the_settings_of_sqlite_are_those_that_the_promises_need(database: Database, tmp_path: Path) -> None:
+    async with database.read() as connection:
+        found = {
+            name: await connection.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    with sqlite3.connect(tmp_path / "headrace.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
