@@ -59,7 +59,7 @@ def _is_covered(command: Command) -> bool:
 async def test_the_guide_works_from_start_to_end(tmp_path: Path) -> None:
     _write_what_the_guide_starts_from(tmp_path)
 
-    async with running(tmp_path / "data") as (server, callers):
+    async with running(tmp_path / "data") as (server, _callers):
         port = (await server.logged("house.open"))["port"]
         environment = {"HEADRACE_SERVER": f"127.0.0.1:{port}"}
         for command in commands(GUIDE):
@@ -76,7 +76,7 @@ async def test_the_commands_for_operators_work(tmp_path: Path) -> None:
         words = shlex.split(command.text)
         if words[:2] == ["headrace-server", "serve"]:
             arguments = [word.replace("=model.onnx", f"={tmp_path}/model.onnx") for word in words[2:]]
-            async with running(tmp_path / "data", *arguments) as (server, callers):
+            async with running(tmp_path / "data", *arguments) as (server, _callers):
                 server.process.terminate()
                 assert await server.ended() == 0, server.report()
         else:
