@@ -1,9 +1,10 @@
 import re
 
-from headrace_server.telemetry.metrics import JOB_SECONDS, LATENCY_SECONDS, ROWS, Metrics
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
+
+from headrace_server.telemetry.metrics import JOB_SECONDS, LATENCY_SECONDS, ROWS, Metrics
 
 # Ids, names that callers make up, and free text would make as many series as there are callers.
 ALLOWED_LABELS = {"method", "code", "model", "version", "outcome", "reason", "backend", "framework", "status", "cause",
@@ -16,7 +17,7 @@ def all_metrics(metrics: Metrics) -> dict[str, MetricWrapperBase]:
 
 def test_every_metric_has_a_unit_or_is_a_count_and_says_what_it_means() -> None:
     for metric in all_metrics(Metrics()).values():
-        description = metric.describe()[0]
+        description = next(iter(metric.describe()))
         assert re.fullmatch(r"[a-z][a-z_]*[a-z]", description.name)
         assert description.documentation.endswith(".")
         if description.type == "histogram":
@@ -37,7 +38,7 @@ def test_everything_is_in_the_registry_and_can_be_read_by_prometheus() -> None:
 
     families = {family.name for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())}
 
-    assert {metric.describe()[0].name for metric in all_metrics(metrics).values()} <= families
+    assert {next(iter(metric.describe())).name for metric in all_metrics(metrics).values()} <= families
 
 
 def test_two_servers_in_one_process_do_not_share_numbers() -> None:

@@ -5,10 +5,12 @@ made where they are logged and written by a thread, so that a slow reader of the
 When it is too slow for too long, lines are left out, and the log says how many.
 """
 
+import contextlib
 import logging
 import logging.handlers
 import queue
 import sys
+import threading
 from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -18,7 +20,10 @@ import structlog
 from headrace_server.settings import TelemetrySettings
 
 MOST_WAITING_LINES = 20_000
+LAST_SECONDS = 2.0
+"""How long a reader of the log may keep a process that wants to end."""
 
+_Lines = queue.Queue[logging.LogRecord | None]
 _FIRST = ("time", "level", "event")
 
 
@@ -31,10 +36,10 @@ class Log:
     def __init__(self, settings: TelemetrySettings, stream: TextIO | None = None) -> None:
         self._settings = settings
         self._stream = sys.stderr if stream is None else stream
-        waiting: queue.Queue[logging.LogRecord] = queue.Queue(MOST_WAITING_LINES)
+        waiting: _Lines = queue.Queue(MOST_WAITING_LINES)
         self._handler = _Waiting(waiting)
         self._handler.setFormatter(_formatter(settings))
-        self._writer = logging.handlers.QueueListener(waiting, _writer_to(self._stream))
+        self._writer = _Writer(waiting, self._stream)
         self._before: list[logging.Handler] = []
 
     def __enter__(self) -> Self:
@@ -61,16 +66,13 @@ class Log:
         root.handlers = self._before
         root.setLevel(logging.WARNING)
         structlog.reset_defaults()
-        self._writer.stop()  # writes what still waits
-        if self._handler.num_left_out:
-            self._stream.write(f'{{"event": "log.left_out", "lines": {self._handler.num_left_out}}}\n')
-        self._stream.flush()
+        self._writer.finish(self._handler.num_left_out)
 
 
 class _Waiting(logging.handlers.QueueHandler):
     """Hands lines to the writing thread; when too many wait, leaves them out and counts them."""
 
-    def __init__(self, waiting: "queue.Queue[logging.LogRecord]") -> None:
+    def __init__(self, waiting: "_Lines") -> None:
         super().__init__(waiting)
         self._waiting = waiting
         self.num_left_out = 0
@@ -83,10 +85,32 @@ class _Waiting(logging.handlers.QueueHandler):
             self.num_left_out += 1
 
 
-def _writer_to(stream: TextIO) -> logging.Handler:
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    return handler
+class _Writer(threading.Thread):
+    """Writes lines one after another; whoever reads them may be slow, stuck or gone."""
+
+    def __init__(self, waiting: "_Lines", stream: TextIO) -> None:
+        super().__init__(name="headrace-log", daemon=True)
+        self._waiting = waiting
+        self._stream = stream
+
+    def run(self) -> None:
+        """Write until there is nothing more to come."""
+        while (record := self._waiting.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+                self._stream.write(f"{record.getMessage()}\n")
+                if self._waiting.empty():
+                    self._stream.flush()
+
+    def finish(self, num_left_out: int) -> None:
+        """Write what still waits, unless the reader is stuck."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=LAST_SECONDS)
+            self.join(LAST_SECONDS)
+        if not self.is_alive():
+            with contextlib.suppress(OSError, ValueError):
+                if num_left_out:
+                    self._stream.write(f'{{"event": "log.left_out", "lines": {num_left_out}}}\n')
+                self._stream.flush()
 
 
 def _shared() -> list[Any]:
