@@ -71,7 +71,7 @@ class TrainingSettings(_Section):
         description="On shutdown, workers checkpoint and end (suspend) or train on and re-attach later (detach).",
     )
     detached_seconds: float = Field(600, gt=0, description="How long a worker trains on with no server to report to.")
-    keep_events: int = Field(100_000, ge=100, description="Events kept of each job; the oldest steps go first.")
+    keep_events: int = Field(100_000, ge=100, description="Events kept of each job; the oldest go first.")
     keep_log_lines: int = Field(20_000, ge=100, description="Log lines kept of each job; the oldest go first.")
 
 

@@ -1,10 +1,12 @@
-"""A database whose server process dies at a chosen transaction: right before it is committed, or right after."""
+"""A database whose server process dies at a chosen transaction, right before or after its commit.  Its disk may fill."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from headrace_server.database.database import Database
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from headrace_server.database.database import Database
+from headrace_server.errors import StorageFull
 
 
 class PowerCut(OSError):
@@ -19,12 +21,16 @@ class MortalDatabase(Database):
     """The number of the transaction; None: it lives."""
     is_committed_at_death = False
     is_dead = False
+    is_full = False
+    """Whether the disk has no room for any transaction."""
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction, or the last that the process ever sees."""
         if self.is_dead:
             raise PowerCut("dead")
+        if self.is_full:
+            raise StorageFull(0)
         self.num_writes += 1
         is_last = self.num_writes == self.dies_at
         if is_last and not self.is_committed_at_death:

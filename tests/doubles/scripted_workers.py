@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from headrace_server.errors import Draining, JobNotFound, WorkerFenced
-from headrace_server.launchers.launcher import CannotLaunch
+from headrace_server.errors import Draining, JobNotFound, StorageFull, WorkerFenced
+from headrace_server.launchers.launcher import CannotKill, CannotLaunch
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage
 from headrace_server.names import JobName
 from headrace_server.storage.blob_store import BlobStore
@@ -99,7 +99,7 @@ class ScriptedWorker:
                     if self._session is session:
                         self.was_fenced = True
                         raise
-                except (Draining, OSError):
+                except (Draining, StorageFull, OSError):
                     self.hang_up()
                     await asyncio.sleep(0.005)
 
@@ -187,7 +187,7 @@ class ScriptedWorker:
             )
             try:
                 session = await self._launcher.desk.attach(hello)
-            except (Draining, OSError):
+            except (Draining, StorageFull, OSError):
                 await asyncio.sleep(0.005)
                 continue
             except (WorkerFenced, JobNotFound):
@@ -220,11 +220,17 @@ class ScriptedLauncher:
         self.kills: list[tuple[str, int, int]] = []
         self.cannot_launch = 0
         """So many launches fail."""
+        self.cannot_kill = 0
+        """So many kills find a process that does not die."""
+        self.fault: Exception | None = None
+        """What launching raises that nobody expects."""
         self.may_kill = asyncio.Event()
         self.may_kill.set()
 
     async def launch(self, job: str, attempt: int, folder: Path) -> None:
         """Read the assignment, and begin."""
+        if self.fault is not None:
+            raise self.fault
         if self.cannot_launch > 0:
             self.cannot_launch -= 1
             raise CannotLaunch("no more processes")
@@ -238,6 +244,9 @@ class ScriptedLauncher:
         """End a worker of whichever server."""
         self.kills.append((job, attempt, trainer_pid))
         await self.may_kill.wait()
+        if self.cannot_kill > 0:
+            self.cannot_kill -= 1
+            raise CannotKill([trainer_pid])
         worker = self.workers.get((job, attempt))
         if worker is None or not worker.is_alive:
             return 0

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.errors import DatasetNotFound, InvalidSpec, NameTaken
 from headrace_server.trainers.recipe import Epochs, Steps
 from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.states import JobState
-
 from tests.doubles.training_house import TrainingHouse, training_house
 
 

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+
 from headrace_server.errors import IllegalTransition, InvalidSpec, JobNotFound
 from headrace_server.names import JobName
 from headrace_server.training.job import Job
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
-
 from tests.doubles.scripted_workers import ScriptedWorker, finish
 from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
 from tests.doubles.until import until

@@ -4,6 +4,7 @@ import itertools
 from datetime import UTC, datetime
 
 import pytest
+
 from headrace_server.names import ModelName
 from headrace_server.trainers.recipe import Recipe
 from headrace_server.training.amendment import Amendment

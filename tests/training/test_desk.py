@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from headrace_server.errors import (
     CursorAhead,
     CursorExpired,
@@ -20,7 +21,6 @@ from headrace_server.training.events import LogLine, LogSource
 from headrace_server.training.job import Job
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
-
 from tests.doubles.scripted_workers import ScriptedWorker, a_step, finish
 from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house
 

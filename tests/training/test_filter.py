@@ -1,8 +1,9 @@
 import pytest
-from headrace_server.errors import InvalidSpec
-from headrace_server.training.filter import Condition, FilterField, parse_filter
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_server.errors import InvalidSpec
+from headrace_server.training.filter import Condition, FilterField, parse_filter
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from headrace_server.errors import CursorAhead, CursorExpired, Draining, InvalidSpec
-from headrace_server.training.journal import CACHED_PAGES, PAGE_ENTRIES, TAIL_ENTRIES, Journal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace_server.errors import CursorAhead, CursorExpired, Draining, InvalidSpec
+from headrace_server.training.journal import CACHED_PAGES, PAGE_ENTRIES, TAIL_ENTRIES, Journal
 from tests.doubles.until import until
 
 QUIET = 30.0

@@ -1,5 +1,4 @@
 from headrace_server.training.lease import Lease
-
 from tests.doubles.hand_clock import HandClock
 
 

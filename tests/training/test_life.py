@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
+
 from headrace_server.names import DatasetName, ModelName
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
-
 from tests.doubles.scripted_workers import ScriptedWorker
 from tests.doubles.training_house import training_house, transitions
 

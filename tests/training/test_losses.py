@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from headrace_server.errors import JobNotFound, WorkerFenced
 from headrace_server.names import JobName
 from headrace_server.training.events import StateChanged
 from headrace_server.training.session import Exported, Outcome, TrainerEnded, WorkerHello, WorkerReport
 from headrace_server.training.states import JobState
-
 from tests.doubles.scripted_workers import ScriptedWorker, a_step, finish
 from tests.doubles.training_house import IMPATIENT, training_house, transitions
 from tests.doubles.until import until

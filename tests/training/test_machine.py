@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from headrace_server.errors import HeadraceError
 from headrace_server.names import JobName
 from headrace_server.settings import TrainingSettings
@@ -18,9 +21,6 @@ from headrace_server.training.events import Event, StateChanged
 from headrace_server.training.job import Job
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from tests.doubles.mortal_database import PowerCut
 from tests.doubles.scripted_workers import ScriptedWorker, finish
 from tests.doubles.training_house import TrainingHouse

@@ -1,14 +1,15 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace_server.errors import QueueFull
 from headrace_server.trainers.recipe import Recipe
 from headrace_server.training.job import Job
 from headrace_server.training.queue import JobQueue
 from headrace_server.training.spec import TrainingSpec
 from headrace_server.training.states import JobState
-from hypothesis import given
-from hypothesis import strategies as st
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

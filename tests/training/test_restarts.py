@@ -4,12 +4,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from headrace_server.errors import Draining
 from headrace_server.names import JobName
 from headrace_server.training.events import Event, StateChanged
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
-
 from tests.doubles.mortal_database import PowerCut
 from tests.doubles.scripted_workers import ScriptedWorker, finish
 from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions

@@ -3,9 +3,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
+
 from headrace_server.errors import WorkerFenced
 from headrace_server.training.session import LARGEST_COMMIT, StopWorker, WorkerReport, WorkerSession
-
 from tests.doubles.scripted_workers import a_step
 
 GRACEFUL = StopWorker(kill=False, grace_seconds=5)

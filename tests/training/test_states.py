@@ -1,4 +1,5 @@
 import pytest
+
 from headrace_server.training.states import JobState
 
 
