@@ -1,4 +1,4 @@
-"""A database whose server process dies at a chosen transaction, right before or after its commit.  Its disk may fill."""
+"""A database whose server process dies at a chosen transaction, before or after its commit, or whose disk is full."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
