@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import gc
 import sqlite3
 import subprocess
@@ -39,6 +40,16 @@ async def test_what_was_written_is_there_after_opening_again(url: str) -> None:
 
     assert await ids(second) == ["a"]
     await second.close()
+
+
+async def test_opening_a_new_database_from_several_sides_at_once_makes_one(url: str) -> None:
+    opened = await asyncio.gather(*(Database.open(url) for _ in range(4)))
+
+    await add(opened[0], "a")
+
+    assert [await ids(database) for database in opened] == [["a"]] * 4
+    for database in opened:
+        await database.close()
 
 
 async def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
@@ -290,6 +301,5 @@ async def test_the_settings_of_sqlite_are_those_that_the_promises_need(database:
         }
 
     assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
-    with sqlite3.connect(tmp_path / "headrace.db") as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "headrace.db")) as file:
+        assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -5,6 +5,7 @@ SQLite (WAL, one writer) is the embedded default.  Knows no table by name.
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -46,11 +47,13 @@ class Database:
         except (ArgumentError, NoSuchModuleError, InvalidRequestError, ModuleNotFoundError) as error:
             raise CannotStart(f"the setting database.url cannot be used: {error}") from error
         if engine.dialect.name == "sqlite":
+            await asyncio.to_thread(_probe_sqlite, engine.url)
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(engine.sync_engine, "begin", _begin_sqlite)
             event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
         try:
             async with engine.connect() as connection:
+                await connection.execution_options(headrace_writes=True)
                 await connection.run_sync(_migrate)
                 await connection.commit()
         except (OperationalError, DBAPIError) as error:
@@ -90,6 +93,15 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
+
+
+def _probe_sqlite(url: URL) -> None:
+    # The asynchronous driver leaves a thread behind, which complains into the log, when it cannot open a file.
+    try:
+        with contextlib.closing(sqlite3.connect(url.database or ":memory:", timeout=BUSY_SECONDS)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise CannotStart(f"the database {url.database} cannot be used: {error}") from error
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -11,6 +11,7 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from headrace_server.datasets.dataset import Column, DatasetFormat, Description
 from headrace_server.datasets.formats.archive import check_archive, open_archive
@@ -132,7 +133,7 @@ def _check_elements(file: IO[bytes], name: str, shape: tuple[int, ...], dtype: n
     return num_missing
 
 
-def _is_text(code_points: Array) -> bool:
+def _is_text(code_points: NDArray[np.uint32]) -> bool:
     is_surrogate = (code_points >= 0xD800) & (code_points <= 0xDFFF)
     return not (is_surrogate | (code_points > 0x10FFFF)).any()
 
