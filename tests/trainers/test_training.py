@@ -172,11 +172,7 @@ def test_commands_may_come_in_pieces_and_the_end_of_them_is_the_end() -> None:
     read_end, write_end = os.pipe()
     stop, ended = threading.Event(), threading.Event()
 
-    def end(_: str) -> NoReturn:
-        ended.set()
-        raise SystemExit  # ends the thread, as it would end the process
-
-    follow_commands(read_end, stop, end)
+    follow_commands(read_end, stop, lambda _: ended.set())
     os.write(write_end, b'{"comm')
     os.write(write_end, b'and":"stop"}\n')
 

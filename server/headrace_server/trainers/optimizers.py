@@ -70,11 +70,14 @@ class _FusedAdamW:
     def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: AdamW) -> None:
         self._weight_decay = recipe.weight_decay
         self._names = tuple(parameters)
-        self._parameters = list(parameters.values())
+        self._parameters: list[Tensor] = list(parameters.values())
         self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        # One count for each parameter, because a parameter that got no gradient does not take part in a step.
-        self._steps = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
+        # One count for each parameter, because a parameter that got no gradient does not take part in a step; but all
+        # of them in one piece of memory, because they nearly always grow together.
+        device = self._parameters[0].device if self._parameters else None
+        self._counts = torch.zeros(len(self._parameters), device=device)
+        self._steps = list(self._counts.unbind())
 
     @property
     def state(self) -> Mapping[str, Tensor]:
@@ -83,18 +86,18 @@ class _FusedAdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
-        lists = (self._parameters, self._means, self._squares, self._steps)
+        lists = [self._parameters, self._means, self._squares, self._steps]
         gradients, (parameters, means, squares, steps) = _take_gradients(self._parameters, lists)
         if not gradients:
             return
-        torch._foreach_add_(steps, 1)
+        growth = 1.0 if found_inf is None else 1.0 - found_inf
+        for count in [self._counts] if steps is self._steps else steps:
+            count.add_(growth)
         torch._fused_adamw_(
             parameters, gradients, means, squares, [], steps,
             lr=learning_rate, beta1=_BETAS[0], beta2=_BETAS[1], weight_decay=self._weight_decay, eps=_EPSILON,
             amsgrad=False, maximize=False, grad_scale=None, found_inf=found_inf,
         )  # fmt: skip
-        if found_inf is not None:
-            torch._foreach_sub_(steps, [found_inf] * len(steps))
 
 
 class _FusedSgd:
@@ -103,7 +106,7 @@ class _FusedSgd:
     def __init__(self, parameters: Mapping[str, nn.Parameter], recipe: Sgd) -> None:
         self._momentum, self._weight_decay = recipe.momentum, recipe.weight_decay
         self._names = tuple(parameters)
-        self._parameters = list(parameters.values())
+        self._parameters: list[Tensor] = list(parameters.values())
         self._velocities = [torch.zeros_like(parameter) for parameter in self._parameters] if recipe.momentum else []
 
     @property
@@ -112,7 +115,7 @@ class _FusedSgd:
 
     @torch.no_grad()
     def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
-        lists = (self._parameters, self._velocities) if self._velocities else (self._parameters,)
+        lists = [self._parameters, self._velocities] if self._velocities else [self._parameters]
         gradients, (parameters, *velocities) = _take_gradients(self._parameters, lists)
         if not gradients:
             return
@@ -157,17 +160,21 @@ class LossScale:
         return self._found_inf
 
 
-def _take_gradients(
-    parameters: Sequence[nn.Parameter], lists: Sequence[Sequence[Tensor]]
-) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """The gradients of those parameters that have one, taken away from them, and the matching entries of `lists`."""
-    gradients = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    if None in gradients:
-        present = [index for index, gradient in enumerate(gradients) if gradient is not None]
+def _take_gradients(parameters: Sequence[Tensor], lists: list[list[Tensor]]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """The gradients of those parameters that have one, taken away from them, and the matching entries of `lists`.
+
+    Returns `lists` themselves when every parameter has a gradient.
+    """
+    gradients: list[Tensor] = []
+    present: list[int] = []
+    for index, parameter in enumerate(parameters):
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+            present.append(index)
+            parameter.grad = None
+    if len(present) < len(parameters):
         lists = [[entries[index] for index in present] for entries in lists]
-    return [gradient for gradient in gradients if gradient is not None], [list(entries) for entries in lists]
+    return gradients, lists
 
 
 def _named_state(names: Sequence[str], groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:

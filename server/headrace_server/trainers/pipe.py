@@ -21,7 +21,7 @@ _MAX_COMMAND_BYTES = 65_536
 class ReportPipe:
     """Writes one report a line, whole, from any thread.  Waits when the agent is slow to read."""
 
-    def __init__(self, descriptor: int, abandon: Callable[[str], NoReturn]) -> None:
+    def __init__(self, descriptor: int, abandon: Callable[[str], object]) -> None:
         self._descriptor, self._abandon = descriptor, abandon
         self._lock = threading.Lock()
 
@@ -36,7 +36,7 @@ class ReportPipe:
                 self._abandon(f"reports cannot be written: {error.strerror}")
 
 
-def follow_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], NoReturn]) -> None:
+def follow_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], object]) -> None:
     """Read commands until the agent is gone, in a thread of its own that never keeps the process alive."""
     threading.Thread(target=_read_commands, args=(descriptor, stop, abandon), name="commands", daemon=True).start()
 
@@ -47,7 +47,7 @@ def end_at_once(why: str) -> NoReturn:
     os._exit(ABANDONED)
 
 
-def _read_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], NoReturn]) -> None:
+def _read_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], object]) -> None:
     # Not through a buffered reader: its lock would still be held by this thread when the process ends.
     rest = b""
     while read := os.read(descriptor, _MAX_COMMAND_BYTES):
