@@ -39,7 +39,9 @@ class ServerSettings(_Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
-    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="Largest message in either direction.")
+    max_message_bytes: int = Field(
+        64 * MIB, ge=2 * MIB, description="Largest message in either direction; files travel in pieces of 1 MiB."
+    )
     max_concurrent_calls: int = Field(8192, ge=1, description="Calls under way, streams included; more are refused.")
     drain_seconds: float = Field(30, ge=0, description="How long calls in flight may take to finish on shutdown.")
     pre_stop_seconds: float = Field(

@@ -136,8 +136,8 @@ async def test_a_large_readable_request_is_read_away_from_the_loop() -> None:
 
 
 async def test_a_message_over_the_limit_is_refused_before_it_is_read() -> None:
-    async with open_door(max_message_bytes=1 << 20) as door:
-        big = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_INT8, shape=[2 << 20], data=b"0" * (2 << 20))
+    async with open_door(max_message_bytes=2 << 20) as door:
+        big = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_INT8, shape=[3 << 20], data=b"0" * (3 << 20))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await door.inference.Predict(pb.PredictRequest(model="models/echo", inputs={"x": big}))
 
@@ -158,3 +158,15 @@ async def test_the_status_of_a_model_shows_its_signature_and_its_failure() -> No
         assert list(ready.outputs[0].class_names) == ["no", "yes"]
         assert failed.readiness == pb.GetModelStatusResponse.READINESS_FAILED
         assert failed.failure.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
+async def test_an_answer_over_the_limit_is_said_to_be_one() -> None:
+    values = np.zeros(200_000, "<f8")
+    tensor = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FP64, shape=[100_000, 2], data=values.tobytes())
+    many = {str(number): tensor for number in range(1)}
+    async with open_door(max_message_bytes=2 << 20) as door:
+        door.engine.grow = 3
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.inference.Predict(pb.PredictRequest(model="models/echo", inputs=many))
+
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
+
 from headrace.datasets.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from headrace.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from headrace.models.v1 import model_service_pb2, model_service_pb2_grpc
 from headrace.training.v1 import training_service_pb2, training_service_pb2_grpc
-
 from headrace_server.errors import CannotStart
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Interceptor
@@ -67,8 +67,9 @@ def public_server(
     server = grpc.aio.server(
         options=options(settings.max_message_bytes), maximum_concurrent_rpcs=settings.max_concurrent_calls
     )
-    interceptor.add(training_service_pb2_grpc.add_TrainingServiceServicer_to_server, training, server)
+    # Handlers are asked in this order, so the busiest come first.
     interceptor.add(inference_service_pb2_grpc.add_InferenceServiceServicer_to_server, inference, server)
+    interceptor.add(training_service_pb2_grpc.add_TrainingServiceServicer_to_server, training, server)
     interceptor.add(model_service_pb2_grpc.add_ModelServiceServicer_to_server, models, server)
     interceptor.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, server)
     # These two answer to the very end: they are how others learn that it is the end.

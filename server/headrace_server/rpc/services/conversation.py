@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
 from headrace.inference.v1 import inference_service_pb2 as pb
-
 from headrace_server.errors import Draining, InvalidSpec, TimedOut, Violation
 from headrace_server.rpc.deadline import deadline_of
 from headrace_server.rpc.interceptor import Context

@@ -2,7 +2,6 @@
 
 from headrace.datasets.v1 import dataset_service_pb2 as pb
 from headrace.datasets.v1 import dataset_service_pb2_grpc as pb_grpc
-
 from headrace_server.errors import InUse, InvalidSpec, Violation
 from headrace_server.pages import PageRequest
 from headrace_server.rpc.closing import closed_after

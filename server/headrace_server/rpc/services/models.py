@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 
 from headrace.models.v1 import model_service_pb2 as pb
 from headrace.models.v1 import model_service_pb2_grpc as pb_grpc
-
 from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.names import ModelName
 from headrace_server.pages import PageRequest

@@ -1,7 +1,6 @@
 """Data sets, from the house's values to the contract's messages."""
 
 from headrace.datasets.v1 import dataset_pb2 as pb
-
 from headrace_server.datasets.dataset import Dataset, DatasetFormat, DatasetVersion
 from headrace_server.errors import InvalidName, InvalidSpec, Violation
 from headrace_server.names import DatasetName

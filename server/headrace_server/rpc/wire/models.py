@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
-from headrace.models.v1 import model_pb2 as pb
 
+from headrace.models.v1 import model_pb2 as pb
 from headrace_server.errors import InvalidName, InvalidSpec, Violation
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage, Model, ModelVersion
 from headrace_server.names import ID_RULE, ModelName, is_id

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from headrace.type.v1 import tensor_pb2 as pb
 from numpy.typing import NDArray
 
+from headrace.type.v1 import tensor_pb2 as pb
 from headrace_server.errors import Violation
 from headrace_server.tensors import Array, DataType, Tensors, TensorSpec
 
@@ -61,9 +61,17 @@ def tensor_from_proto(tensor: pb.Tensor, field: str, violations: list[Violation]
 
 
 def tensor_to_proto(array: Array, *, as_values: bool) -> pb.Tensor:
-    """One message.  Strings always travel as values; 64-bit integers that values cannot hold as bytes."""
+    """One message."""
+    message = pb.Tensor()
+    write_tensor(array, message, as_values=as_values)
+    return message
+
+
+def write_tensor(array: Array, message: pb.Tensor, *, as_values: bool) -> None:
+    """Fill an empty message.  Strings always travel as values; 64-bit integers that values cannot hold as bytes."""
     data_type = DataType.of(array.dtype)
-    message = pb.Tensor(data_type=_NUMBERS[data_type], shape=array.shape)
+    message.data_type = _NUMBERS[data_type]
+    message.shape.extend(array.shape)
     if data_type is DataType.STRING:
         message.strings.values.extend(str(text) for text in array.ravel().tolist())
         message.strings.SetInParent()
@@ -75,7 +83,6 @@ def tensor_to_proto(array: Array, *, as_values: bool) -> pb.Tensor:
         message.ints.SetInParent()
     else:
         message.data = array.astype(data_type.dtype, order="C", copy=False).tobytes()
-    return message
 
 
 def num_values(tensors: Iterable[pb.Tensor]) -> int:
