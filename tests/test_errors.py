@@ -3,6 +3,7 @@ from datetime import timedelta
 from typing import get_type_hints
 
 import pytest
+
 from headrace.error.v1.error_reason_pb2 import ErrorReason
 from headrace_server import errors
 from headrace_server.errors import HeadraceError, Invalid, Overloaded, TooLarge, Unavailable, Violation

@@ -1,10 +1,11 @@
 import re
 
 import pytest
-from headrace_server.errors import InvalidName
-from headrace_server.names import DatasetName, JobName, ModelName, is_id, new_job_id
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_server.errors import InvalidName
+from headrace_server.names import DatasetName, JobName, ModelName, is_id, new_job_id
 
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 Name = JobName | DatasetName | ModelName

@@ -2,10 +2,11 @@ import base64
 import json
 
 import pytest
-from headrace_server.errors import InvalidPageToken, InvalidSpec
-from headrace_server.pages import DEFAULT_PAGE_SIZE, LARGEST_PAGE_SIZE, PageRequest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_server.errors import InvalidPageToken, InvalidSpec
+from headrace_server.pages import DEFAULT_PAGE_SIZE, LARGEST_PAGE_SIZE, PageRequest
 
 
 def walk(keys: list[str], size: int, *question: str) -> list[list[str]]:

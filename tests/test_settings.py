@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headrace_server.errors import CannotStart
-from headrace_server.settings import Loaded, Settings, load, parse_assignments
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_server.errors import CannotStart
+from headrace_server.settings import Loaded, Settings, load, parse_assignments
 
 NOTHING: Mapping[str, str] = {}
 

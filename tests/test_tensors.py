@@ -3,10 +3,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from headrace_server.errors import Violation
-from headrace_server.tensors import DataType, Signature, Tensors, TensorSpec
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_server.errors import Violation
+from headrace_server.tensors import DataType, Signature, Tensors, TensorSpec
 
 ROWS = Signature(
     inputs=(

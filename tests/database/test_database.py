@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from headrace_server.database.database import Database
-from headrace_server.database.tables import dataset_versions, datasets
-from headrace_server.errors import CannotStart, StorageFull
 from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
+from headrace_server.database.database import Database
+from headrace_server.database.tables import dataset_versions, datasets
+from headrace_server.errors import CannotStart, StorageFull
 from tests.doubles.small_disk import full_tmpfs
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)

@@ -5,9 +5,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect
+
 from headrace_server.database.database import MIGRATIONS, Database
 from headrace_server.database.tables import metadata
-from sqlalchemy import Connection, inspect
 
 
 def differences(connection: Connection) -> list[Any]:

@@ -2,6 +2,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from headrace_server.database.database import Database
 from headrace_server.datasets.catalog import Catalog
 from headrace_server.settings import DatasetSettings

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
+
 from headrace_server.database.database import Database
 from headrace_server.database.tables import dataset_versions
 from headrace_server.datasets import catalog as catalog_module
@@ -15,8 +17,6 @@ from headrace_server.names import DatasetName
 from headrace_server.pages import PageRequest
 from headrace_server.settings import DatasetSettings
 from headrace_server.storage.local import LocalBlobStore
-from sqlalchemy import select
-
 from tests.doubles import contents
 from tests.doubles.small_disk import small_files_only
 from tests.doubles.until import until
@@ -207,8 +207,10 @@ async def test_a_full_disk_leaves_nothing(database: Database, store: LocalBlobSt
 async def test_an_upload_cancelled_at_any_point_leaves_a_version_with_bytes_or_no_version(
     catalog: Catalog, store: LocalBlobStore, tmp_path: Path
 ) -> None:
-    outcomes = set()
-    for num_turns in range(40):
+    outcomes: set[type] = set()
+    for num_turns in range(1000):
+        if DatasetVersion in outcomes:
+            break
         task = asyncio.ensure_future(put(catalog, "wine", TABLE))
         for _ in range(num_turns):
             await asyncio.sleep(0.001)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headrace_server.datasets.dataset import DatasetFormat, Description
 from headrace_server.datasets.formats import csv_table
 from headrace_server.datasets.inspection import inspect
 from headrace_server.datasets.reading import read_columns
 from headrace_server.errors import InvalidDataset
 from headrace_server.settings import DatasetSettings
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.doubles import contents
 
 SETTINGS = DatasetSettings()

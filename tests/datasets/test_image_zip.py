@@ -6,16 +6,16 @@ import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from headrace_server.datasets.dataset import DatasetFormat, Description
 from headrace_server.datasets.formats import image_archive
 from headrace_server.datasets.inspection import inspect
 from headrace_server.datasets.reading import read_columns, read_images
 from headrace_server.errors import InvalidDataset, TooLarge
 from headrace_server.settings import DatasetSettings
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
 from tests.doubles import contents
 from tests.doubles.contents import archive, png, two_classes
 

@@ -9,16 +9,16 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from headrace_server.datasets.dataset import Column, DatasetFormat, Description
 from headrace_server.datasets.formats import npz_arrays
 from headrace_server.datasets.inspection import inspect
 from headrace_server.datasets.reading import read_arrays, read_columns
 from headrace_server.errors import InvalidDataset, TooLarge
 from headrace_server.settings import DatasetSettings
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-
 from tests.doubles import contents
 
 PLAIN = contents.npz(
@@ -202,12 +202,12 @@ def test_no_damage_does_worse_than_being_refused(at: int, damage: bytes) -> None
         assert all(len(array) == description.num_rows for array in arrays.values())
 
 
-@given(
-    hnp.arrays(
-        st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(), hnp.floating_dtypes(), hnp.unicode_string_dtypes()),
-        hnp.array_shapes(max_dims=3, max_side=4),
-    )
-)
+NUMBERS = st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(), hnp.floating_dtypes())
+SHAPES = hnp.array_shapes(max_dims=3, max_side=4)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=5)
+
+
+@given(hnp.arrays(NUMBERS, SHAPES) | hnp.arrays("<U5", SHAPES, elements=TEXTS))
 @settings(max_examples=100, deadline=None)
 def test_every_plain_array_is_read_back(array: np.ndarray[Any, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

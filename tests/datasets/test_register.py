@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from headrace_server.database.database import Database
 from headrace_server.datasets.catalog import Catalog
 from headrace_server.datasets.dataset import DatasetFormat
@@ -10,7 +11,6 @@ from headrace_server.datasets.sources import open_file
 from headrace_server.errors import InvalidDataset, InvalidSpec, TooLarge, Unsupported
 from headrace_server.settings import DatasetSettings
 from headrace_server.storage.local import LocalBlobStore
-
 from tests.doubles import contents
 
 TABLE = contents.csv("a,b", "1,x")

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from headrace_server.storage.local import LocalBlobStore
 
 

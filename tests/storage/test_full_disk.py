@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from headrace_server.errors import CannotStart, StorageFull
 from headrace_server.storage.local import LocalBlobStore
-
 from tests.doubles.small_disk import ROOM_BYTES, full_tmpfs, small_files_only
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from headrace_server.storage.local import LocalBlobStore
 
 DEADLINE_SECONDS = 20

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headrace_server.errors import CannotStart
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.storage.streaming import read_file
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 KEYS = ("a", "b.1", "c/a", "c/d/e-f", "c/d/g_h", "x/y/z/0.json")
 
