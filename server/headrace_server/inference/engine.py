@@ -39,6 +39,7 @@ from headrace_server.inference.prediction import (
 from headrace_server.inference.programs import Programs
 from headrace_server.inference.residency import Residency
 from headrace_server.inference.resident import Resident
+from headrace_server.inference.tally import Statistics
 from headrace_server.models.registry import Registry
 from headrace_server.models.version import ModelVersion
 from headrace_server.names import ModelName
@@ -122,22 +123,23 @@ class Engine:
             version = await self._registry.resolve(name)
             inputs = version.signature.encode_text(inputs)
             meters = self._meters_of(version)
+            asked_at = time.monotonic()
             try:
                 prediction = await self._predict(version, meters, inputs, output_names, deadline, priority)
             except HeadraceError as error:
-                meters.ended(error.reason)
+                meters.ended(error.reason, time.monotonic() - asked_at)
                 if isinstance(error, NoPermit):
                     meters.shed("no_permit")
                 elif isinstance(error, ExpiredInQueue):
                     meters.shed("expired")
                 raise
             except asyncio.CancelledError:
-                meters.ended("left")
+                meters.ended("left", time.monotonic() - asked_at)
                 raise
             except BaseException:
-                meters.ended("INTERNAL")
+                meters.ended("INTERNAL", time.monotonic() - asked_at)
                 raise
-            meters.answered(prediction.timing.queue_seconds)
+            meters.answered(prediction.timing, _num_rows(version, inputs), time.monotonic() - asked_at)
             return prediction
         finally:
             self._num_calls -= 1
@@ -167,10 +169,17 @@ class Engine:
 
     async def status(self, name: ModelName) -> ModelStatus:
         """How the version that a name means is.  Raises ModelNotFound."""
-        version = await self._registry.resolve(name)
+        return self.look(await self._registry.resolve(name))
+
+    def look(self, version: ModelVersion) -> ModelStatus:
+        """How a version is."""
         readiness, failure, resident = self._residency.look(version)
         calls = resident.batcher.calls_in_flight if resident is not None else 0
         return ModelStatus(version, readiness, failure, calls, resident.backend if resident is not None else "")
+
+    def statistics(self) -> dict[ModelName, Statistics]:
+        """What was counted for each version that was loaded or asked since the start; the last few thousand of them."""
+        return {ModelName(*key): meters.tally.read() for key, meters in self._meters.items()}
 
     def watch(self, listener: Callable[[str, bool], None]) -> None:
         """Call `listener` with `models/{model}` and whether any version of it is loaded, whenever that changes."""
@@ -272,6 +281,13 @@ class Engine:
     def _waiting_rows(self, version: ModelVersion) -> float:
         _, _, resident = self._residency.look(version)
         return resident.batcher.waiting_rows if resident is not None else 0
+
+
+def _num_rows(version: ModelVersion, inputs: Tensors) -> int:
+    """The rows of inputs that fit; everything is one row to a model that takes no rows."""
+    if not version.signature.is_batchable:
+        return 1
+    return next((array.shape[0] for array in inputs.values()), 1)
 
 
 async def _run(

@@ -6,6 +6,7 @@ people: they are checked one by one.  Everything that is wrong is found at once,
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def tensors_from_proto(inputs: Mapping[str, pb.Tensor], field: str = "inputs") -
 def tensor_from_proto(tensor: pb.Tensor, field: str, violations: list[Violation]) -> Array | None:
     """One array, or None when something was added to `violations`."""
     data_type = _TYPES.get(tensor.data_type)
-    count = _element_count(tensor, field, data_type, violations)
+    count = count_elements(tensor.shape, field, data_type, violations)
     if data_type is None:
         violations.append(Violation(f"{field}.data_type", f"must be one of {', '.join(DataType)}"))
     if data_type is None or count is None:
@@ -45,7 +46,7 @@ def tensor_from_proto(tensor: pb.Tensor, field: str, violations: list[Violation]
     problem: str | None
     match form:
         case "data":
-            flat, problem = _from_bytes(tensor.data, data_type, count)
+            flat, problem = flat_from_bytes(tensor.data, data_type, count)
         case "floats":
             flat, problem = _from_floats(tensor.floats.values, data_type, count)
         case "ints":
@@ -82,7 +83,7 @@ def write_tensor(array: Array, message: pb.Tensor, *, as_values: bool) -> None:
         message.ints.values.extend(array.astype(np.int64).ravel().tolist())
         message.ints.SetInParent()
     else:
-        message.data = array.astype(data_type.dtype, order="C", copy=False).tobytes()
+        message.data = bytes_of(array)
 
 
 def num_values(tensors: Iterable[pb.Tensor]) -> int:
@@ -105,10 +106,11 @@ def spec_to_proto(spec: TensorSpec) -> pb.TensorSpec:
     )
 
 
-def _element_count(
-    tensor: pb.Tensor, field: str, data_type: DataType | None, violations: list[Violation]
+def count_elements(
+    lengths: Sequence[int], field: str, data_type: DataType | None, violations: list[Violation]
 ) -> int | None:
-    shape = tuple(tensor.shape)
+    """How many elements a shape has, or None when something was added to `violations`."""
+    shape = tuple(lengths)
     if len(shape) > MOST_AXES:
         violations.append(Violation(f"{field}.shape", f"has {len(shape)} axes, at most {MOST_AXES} are possible"))
         return None
@@ -122,10 +124,12 @@ def _element_count(
     return math.prod(shape)
 
 
-_Flat = tuple[Array | None, str | None]
+Flat: TypeAlias = tuple[Array | None, str | None]
+"""The elements of a tensor in a row, or what is wrong with them."""
 
 
-def _from_bytes(data: bytes, data_type: DataType, count: int) -> _Flat:
+def flat_from_bytes(data: bytes, data_type: DataType, count: int) -> Flat:
+    """A view of bytes that hold so many numbers, row-major and little-endian."""
     if data_type is DataType.STRING:
         return None, "STRING travels in `strings` only"
     size = data_type.dtype.itemsize
@@ -141,11 +145,16 @@ def _from_bytes(data: bytes, data_type: DataType, count: int) -> _Flat:
     return np.frombuffer(data, dtype=data_type.dtype), None
 
 
-def _from_floats(values: Sequence[float], data_type: DataType, count: int) -> _Flat:
+def bytes_of(array: Array) -> bytes:
+    """The elements of an array of numbers, row-major and little-endian."""
+    return array.astype(DataType.of(array.dtype).dtype, order="C", copy=False).tobytes()
+
+
+def _from_floats(values: Sequence[float], data_type: DataType, count: int) -> Flat:
     if not data_type.is_floating:
         return None, f"{data_type} cannot travel in `floats`"
     if len(values) != count:
-        return None, _wrong_count(len(values), count)
+        return None, wrong_count(len(values), count)
     wide: NDArray[np.float64] = np.fromiter(values, dtype=np.float64, count=count)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         narrow = wide.astype(data_type.dtype)
@@ -157,11 +166,11 @@ def _from_floats(values: Sequence[float], data_type: DataType, count: int) -> _F
     return narrow, None
 
 
-def _from_ints(values: Sequence[int], data_type: DataType, count: int) -> _Flat:
+def _from_ints(values: Sequence[int], data_type: DataType, count: int) -> Flat:
     if data_type.is_floating or data_type is DataType.STRING:
         return None, f"{data_type} cannot travel in `ints`"
     if len(values) != count:
-        return None, _wrong_count(len(values), count)
+        return None, wrong_count(len(values), count)
     wide: NDArray[np.int64] = np.fromiter(values, dtype=np.int64, count=count)
     if data_type is DataType.BOOL:
         low, high = 0, 1
@@ -175,17 +184,18 @@ def _from_ints(values: Sequence[int], data_type: DataType, count: int) -> _Flat:
     return wide.astype(data_type.dtype), None
 
 
-def _from_strings(values: Sequence[str], data_type: DataType, count: int) -> _Flat:
+def _from_strings(values: Sequence[str], data_type: DataType, count: int) -> Flat:
     if data_type is not DataType.STRING:
         return None, f"{data_type} cannot travel in `strings`"
     if len(values) != count:
-        return None, _wrong_count(len(values), count)
+        return None, wrong_count(len(values), count)
     flat = np.empty(count, dtype=object)
     flat[:] = list(values)
     return flat, None
 
 
-def _wrong_count(have: int, want: int) -> str:
+def wrong_count(have: int, want: int) -> str:
+    """What is wrong with so many values in place of so many."""
     return f"holds {have:,} values; the shape needs {want:,}"
 
 
