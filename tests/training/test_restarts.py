@@ -8,7 +8,7 @@ import pytest
 from headrace_server.errors import Draining
 from headrace_server.names import JobName
 from headrace_server.training.events import Event, StateChanged
-from headrace_server.training.session import Outcome, TrainerEnded
+from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerSession
 from headrace_server.training.states import JobState
 from tests.doubles.mortal_database import PowerCut
 from tests.doubles.scripted_workers import ScriptedWorker, finish
@@ -48,6 +48,33 @@ async def test_a_worker_outlives_the_server_and_nothing_is_lost_or_told_twice(tm
         assert [e.happening.step for e in events if e.happening.kind == "step_completed"] == [1, 2, 3, 4]
         assert [e.sequence for e in events] == list(range(1, len(events) + 1))
         assert list(house.launcher.workers) == [(job.id, 1)]
+
+
+async def test_a_worker_that_comes_back_before_the_server_is_ready_is_not_turned_away_for_good(tmp_path: Path) -> None:
+    async with training_house(tmp_path, _never) as house:
+        job = await house.start()
+        await house.seen(job, "step_completed")
+        worker = house.launcher.newest(job.id)
+        hello = WorkerHello(job.name, 1, worker.assignment.token, 101, "here")
+        worker.fall_silent()
+        refusals = []
+
+        async def knock() -> WorkerSession:
+            while True:
+                try:
+                    return await house.desk.attach(hello)
+                except (Draining, PowerCut) as refusal:
+                    refusals.append(refusal)
+                    await asyncio.sleep(0)
+
+        await house.desk.close()
+        knocking = asyncio.ensure_future(knock())
+        await house.open_desk()
+        session = await knocking
+
+        assert session.acknowledged > 0
+        assert refusals
+        assert (await house.desk.get(job.name)).state is JobState.RUNNING
 
 
 async def test_a_worker_that_does_not_come_back_is_replaced(tmp_path: Path) -> None:

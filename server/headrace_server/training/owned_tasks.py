@@ -5,6 +5,7 @@ Knows nothing of what they do.
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 import structlog
@@ -34,7 +35,8 @@ class OwnedTasks:
 
     def run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run `work` until it ends or the owner closes; what it raises is logged."""
-        task = asyncio.get_running_loop().create_task(work)
+        # In a context of its own: it outlives the call that began it, and its log lines are not that call's.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         task.add_done_callback(_report)

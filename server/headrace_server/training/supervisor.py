@@ -145,7 +145,7 @@ class Supervisor:
         if self._is_closed or (self._is_leaving and self._order is Order.NONE):
             raise Draining
         if watch is None or hello.attempt != watch.attempt.number:
-            raise WorkerFenced(hello.attempt, await self._current_attempt())
+            raise await self._refusal(hello)
         if not hmac.compare_digest(hello.token.encode(), watch.attempt.token.encode()):
             raise WorkerFenced(hello.attempt, watch.attempt.number + 1)
         watch.renew()
@@ -346,10 +346,14 @@ class Supervisor:
 
         await self._means.jobs.amend(self._job, note)
 
-    async def _current_attempt(self) -> int:
-        """The number that an agent which no longer has the job was replaced by, or will be."""
+    async def _refusal(self, hello: WorkerHello) -> WorkerFenced | Draining:
+        """Why an agent cannot attach: it was replaced, or will be; or the job is not being watched yet."""
         stored = await self._means.jobs.get(self._job)
-        return stored.attempt.number + (0 if stored.job.state.has_worker else 1)
+        if not stored.job.state.has_worker:
+            return WorkerFenced(hello.attempt, stored.attempt.number + 1)
+        if hello.attempt == stored.attempt.number:
+            return Draining()  # this process is still taking over: come again
+        return WorkerFenced(hello.attempt, stored.attempt.number)
 
     def _watch_of(self, session: WorkerSession) -> Watch:
         watch = self._watch

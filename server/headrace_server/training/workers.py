@@ -80,14 +80,18 @@ class Workers:
         await asyncio.to_thread(_write_secret, folder / ASSIGNMENT_FILE, assignment.model_dump_json())
         await self._launcher.launch(job.id, attempt.number, folder)
 
-    async def remove(self, job: str, attempt: Attempt) -> int:
+    async def remove(self, job: str, attempt: Attempt, patience_seconds: float = 0) -> int:
         """Make sure that no process of an attempt is left, then remove its folder; returns how many were killed.
+
+        An agent that has said its last word has so much time to end by itself.
 
         Raises CannotKill when a process survives that.
         """
         if attempt.number == 0:
             return 0
         folder = self._folder(job, attempt.number)
+        if patience_seconds > 0:
+            await self._launcher.wait(job, attempt.number, folder, patience_seconds)
         num_killed = await self._launcher.kill(job, attempt.number, folder, attempt.trainer_pid)
         if num_killed:
             log.warning("training.worker_killed", job=job, attempt=attempt.number, num_killed=num_killed)
