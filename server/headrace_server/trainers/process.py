@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 def _share_processors() -> None:
     """Have torch's threads sleep while they wait for each other; before torch is imported.
 
-    They would otherwise spin, which gains up to a third on an idle machine, but loses far more as soon as anything else
-    wants a core: with one other busy program on two cores, an epoch took 0.7 s instead of 2.5 s.
+    They would otherwise spin, which is faster on an idle machine and far slower as soon as anything else wants a core;
+    `tests/benchmarks/LOG.md` has figures.  Whoever starts this process may decide otherwise.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
