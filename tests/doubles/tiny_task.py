@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
 from headrace_server.tensors import DataType, Signature, TensorSpec
 from headrace_server.trainers.measures import CLASSIFICATION, measure_classes
 from headrace_server.trainers.task import Program, Rows, Task
-from torch import Tensor, nn
 
 
 class TinyTask(Task):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from headrace_server.trainers.checkpoint import (
     BEST,
     STATE,

@@ -7,6 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
+
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.tensors import DataType, Signature, TensorSpec
 from headrace_server.trainers.export import MANIFEST, ONNX, PT2, WEIGHTS, Export, compare
@@ -15,8 +17,6 @@ from headrace_server.trainers.job_file import ExportManifest
 from headrace_server.trainers.loop import Best
 from headrace_server.trainers.tabular.network import Scale, TabularNetwork, TabularProgram
 from headrace_server.trainers.task import Program
-from torch import Tensor, nn
-
 from tests.doubles.tiny_task import TinyTask
 
 NAMES = ("linear", "a column/with ümlauts, and so on", "_0", "cat")

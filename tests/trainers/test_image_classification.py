@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from headrace_server.datasets.dataset import Column, DatasetFormat, DatasetVersion, Description
 from headrace_server.errors import InvalidDataset
 from headrace_server.tensors import Array, DataType
@@ -17,7 +19,6 @@ from headrace_server.trainers.image_classification.network import ImageNetwork, 
 from headrace_server.trainers.image_classification.parameters import Augmentation, ImageClassificationParameters
 from headrace_server.trainers.image_classification.task import ImageTask, build
 from headrace_server.trainers.task import Material
-from PIL import Image
 
 SMALL = {"width": 4}
 

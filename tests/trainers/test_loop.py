@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from headrace_server.errors import InvalidSpec
 from headrace_server.precision import Precision
 from headrace_server.trainers.checkpoint import read_checkpoint
@@ -27,10 +31,6 @@ from headrace_server.trainers.reports import (
     StepCompleted,
     TrainerReport,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
 from tests.doubles.tiny_task import TinyTask
 
 CPU = torch.device("cpu")

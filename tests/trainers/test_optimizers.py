@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from headrace_server.trainers.optimizers import LossScale, learning_rate, make_optimizer
 from headrace_server.trainers.recipe import AdamW, ConstantSchedule, CosineSchedule, Sgd
-from torch import Tensor, nn
 
 
 def network() -> nn.Sequential:

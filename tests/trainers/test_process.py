@@ -14,6 +14,8 @@ from typing import IO, Any
 import numpy as np
 import onnxruntime
 import pytest
+from safetensors.numpy import load_file
+
 from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.tensors import DataType
 from headrace_server.trainers.export import MANIFEST, ONNX, WEIGHTS
@@ -30,7 +32,6 @@ from headrace_server.trainers.reports import (
     Stopped,
     TrainerReport,
 )
-from safetensors.numpy import load_file
 
 SHORT = Recipe(length=Epochs(count=12), batch_size=16, optimizer=AdamW(learning_rate=0.01), seed=1, cpu_threads=1)
 ENDLESS = SHORT.model_copy(update={"length": Steps(count=10_000_000)})

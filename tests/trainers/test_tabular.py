@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from headrace_server.datasets.dataset import Column, DatasetFormat, DatasetVersion, Description
 from headrace_server.errors import InvalidDataset
 from headrace_server.tensors import DataType

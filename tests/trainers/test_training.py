@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from pydantic import ValidationError
+
 from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.errors import HeadraceError, InvalidDataset, InvalidSpec
 from headrace_server.precision import Precision
@@ -24,7 +26,6 @@ from headrace_server.trainers.reports import (
     WarningRaised,
 )
 from headrace_server.trainers.training import Training
-from pydantic import ValidationError
 
 RECIPE = Recipe(length=Steps(count=2), seed=1, cpu_threads=1)
 

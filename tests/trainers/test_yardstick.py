@@ -1,7 +1,8 @@
-from headrace_server.trainers.recipe import EarlyStopping
-from headrace_server.trainers.yardstick import Standing, Yardstick
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_server.trainers.recipe import EarlyStopping
+from headrace_server.trainers.yardstick import Standing, Yardstick
 
 VALUES = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
 
