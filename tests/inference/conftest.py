@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from headrace_server.database.database import Database
 from headrace_server.inference.backends.backend import Backend
 from headrace_server.inference.engine import Engine

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from headrace_server.errors import DeviceOutOfMemory, Draining, ExpiredInQueue, ModelFailed, NoPermit
 
+from headrace_server.errors import DeviceOutOfMemory, Draining, ExpiredInQueue, ModelFailed, NoPermit
 from tests.doubles.hand_clock import HandClock
 from tests.inference.batcher_under_test import (
     BATCHERS,
@@ -163,7 +163,8 @@ async def test_a_cancel_storm_leaves_everyone_else_with_exactly_their_own_rows(m
                     call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
     batcher.close(Draining)
-    await asyncio.to_thread(lambda: [lane.join(10) for lane in lanes])
+    for lane in lanes:
+        await asyncio.to_thread(lane.join, 10)
 
     # Those that were cancelled before they began never called.
     left = results.count("left") + sum(isinstance(result, asyncio.CancelledError) for result in results)
@@ -272,7 +273,7 @@ async def test_a_model_that_is_not_batchable_runs_each_call_alone_and_whole(batc
     await deliver()
 
     assert seen == [[0], [1], [2]]
-    assert [int(ticket.future.result().outputs["y"]) for ticket in tickets] == [0, 1, 2]  # type: ignore[arg-type]
+    assert [int(ticket.future.result().outputs["y"]) for ticket in tickets] == [0, 1, 2]
 
 
 async def test_a_lone_call_is_not_copied(batcher: BatcherUnderTest) -> None:

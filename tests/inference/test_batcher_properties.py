@@ -2,12 +2,11 @@
 
 import asyncio
 
-from headrace_server.errors import Draining, NoPermit
-from headrace_server.tensors import Tensors
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
     initialize,
@@ -17,6 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 
+from headrace_server.errors import Draining, NoPermit
+from headrace_server.tensors import Tensors
 from tests.doubles.hand_clock import HandClock
 from tests.inference.batcher_under_test import (
     BATCHERS,
@@ -32,7 +33,7 @@ from tests.inference.batcher_under_test import (
     submit,
 )
 
-MAX_ROWS, MAX_BYTES, MAX_WAITING_ROWS, MAX_WAITING_BYTES, NUM_LANES = 5, 160, 12, 400, 2
+MAX_ROWS, MAX_BYTES, MAX_WAITING_ROWS, MAX_WAITING_BYTES, NUM_LANES = 5, 100, 12, 400, 2
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -66,7 +67,7 @@ class AnyOrder(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         patience=st.sampled_from([None, 0.5, 3.0]),
     )
-    def call(self, rows: int, width: int, priority: int, patience: float | None) -> object:
+    def call(self, rows: int, width: int, priority: int, patience: float | None) -> MultipleResults[int] | int:
         caller = len(self.given)
         inputs = rows_of(caller, rows, width)
         waited, deadline = self.batcher.waiting_rows, None if patience is None else self.clock() + patience
@@ -100,7 +101,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @precondition(lambda self: self.free_lanes)
     @rule(target=batches)
-    def take(self) -> object:
+    def take(self) -> MultipleResults[BatchUnderTest] | BatchUnderTest:
         batch = self.batcher.take(self.free_lanes[0], timeout=0)
         if batch is None:
             return multiple()
@@ -177,7 +178,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.batcher.waiting_rows == 0
 
 
-class TestAnyOrderInPython(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
+class TestAnyOrderInPython(AnyOrder.TestCase):  # type: ignore[valid-type,misc]
     settings = settings(
         max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
+
 from headrace_server.errors import (
     DeviceOutOfMemory,
     Draining,
@@ -33,8 +35,6 @@ from headrace_server.precision import Precision
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.tensors import Array, DataType, Signature, Tensors, TensorSpec
-from onnx import TensorProto
-
 from tests.doubles.onnx_models import identity, lookup, scale, total
 from tests.doubles.scripted_backend import ScriptedBackend
 from tests.doubles.until import until
@@ -72,7 +72,7 @@ class Gate:
         else:
             self.runs += 1
             assert self.is_open.wait(30)
-        return {"y": inputs["x"] * 2}  # type: ignore[operator]
+        return {"y": inputs["x"] * 2}
 
 
 # With ONNX Runtime.
@@ -117,7 +117,7 @@ async def test_only_the_call_that_makes_the_model_fail_fails(
     )
 
     assert isinstance(results[2], ModelFailed)
-    assert [float(r.outputs["y"][0]) for r in results if not isinstance(r, BaseException)] == [0, 10, 30]  # type: ignore[arg-type]
+    assert [float(r.outputs["y"][0]) for r in results if not isinstance(r, BaseException)] == [0, 10, 30]
     assert value_of(metrics, "headrace_predictions_total", model="m", version="1", outcome="ok") == 3
     assert value_of(metrics, "headrace_predictions_total", model="m", version="1", outcome="MODEL_FAILED") == 1
 
@@ -184,7 +184,7 @@ async def test_names_mean_what_the_registry_says_at_the_moment_of_the_call(
     engine = make_engine()
 
     async def factor_of(name: ModelName) -> float:
-        return float((await engine.predict(name, rows(1))).outputs["y"][0, 0])  # type: ignore[arg-type]
+        return float((await engine.predict(name, rows(1))).outputs["y"][0, 0])
 
     assert await factor_of(M) == 3
     await registry.assign_alias("m", "default", 1)
@@ -222,7 +222,7 @@ async def test_nan_is_refused_only_where_the_model_says_so(
 
     with pytest.raises(InvalidTensor, match="NaN"):
         await engine.predict(ModelName("careful"), inputs)
-    assert np.isnan((await engine.predict(M, inputs)).outputs["y"]).all()  # type: ignore[call-overload]
+    assert np.isnan((await engine.predict(M, inputs)).outputs["y"]).all()
 
 
 async def test_asked_outputs_alone_come_back(make_engine: MakeEngine, publish: Publish) -> None:
@@ -264,7 +264,7 @@ async def test_a_call_waits_for_loading_no_longer_than_its_deadline(
         await engine.predict(M, rows(1), deadline=time.monotonic() + 0.05)
     backend.may_open.set()
 
-    assert await engine.predict(M, rows(1), deadline=time.monotonic() + 30)
+    await engine.predict(M, rows(1), deadline=time.monotonic() + 30)
     assert backend.num_opened == 1
 
 

@@ -7,13 +7,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+
 from headrace_server.errors import InvalidModel
 from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.models.registry import Registry
 from headrace_server.names import ModelName
 from headrace_server.precision import Precision
 from headrace_server.tensors import Signature
-
 from tests.doubles.torch_programs import Scale, Scores, save
 from tests.inference.conftest import MakeEngine
 
@@ -37,9 +37,8 @@ async def test_a_torch_program_answers_as_the_module_does(
 
     for given, prediction in zip(inputs, predictions, strict=True):
         wanted = module(torch.from_numpy(given["x"]), torch.from_numpy(given["mask"]))
-        np.testing.assert_allclose(
-            prediction.outputs["scores"], wanted["scores"].detach().numpy(), rtol=1e-5, atol=1e-6
-        )
+        scores = np.asarray(prediction.outputs["scores"], np.float32)
+        np.testing.assert_allclose(scores, wanted["scores"].detach().numpy(), rtol=1e-5, atol=1e-6)
         assert prediction.outputs["best"].tolist() == wanted["best"].tolist()
     provenance = predictions[0].provenance
     assert (provenance.backend, provenance.device, provenance.precision) == ("torch", "cpu", Precision.FP32)

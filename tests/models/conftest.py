@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from headrace_server.database.database import Database
 from headrace_server.models.registry import Registry
 from headrace_server.settings import ModelSettings

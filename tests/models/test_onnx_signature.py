@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from headrace_server.errors import InvalidModel
 from headrace_server.models.onnx_signature import ONNX_TYPES, companions_of, dominant_precision, read_signature
 from headrace_server.precision import Precision
 from headrace_server.tensors import DataType, Signature
-from onnx import TensorProto, helper, numpy_helper
-
 from tests.doubles.onnx_models import identity, lookup, mlp, model, scale
 
 

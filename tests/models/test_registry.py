@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from headrace_server.database.database import Database
 from headrace_server.errors import (
     InvalidModel,
@@ -26,7 +27,6 @@ from headrace_server.pages import PageRequest
 from headrace_server.settings import ModelSettings
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.tensors import DataType, Signature, TensorSpec
-
 from tests.doubles.onnx_models import scale
 
 SPEC = TensorSpec(name="x", data_type=DataType.FP32, shape=(-1, 2))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from headrace_server.errors import InvalidModel
 from headrace_server.models.torch_signature import read_signature
 from headrace_server.tensors import DataType
-
 from tests.doubles.torch_programs import Scale, Scores, save
 
 
