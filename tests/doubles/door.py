@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
+
 from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub
@@ -22,7 +23,6 @@ from headrace_server.rpc.status import Statuses
 from headrace_server.settings import ServerSettings
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
-
 from tests.doubles.echo_engine import EchoEngine
 from tests.doubles.job_desk import JobDesk
 from tests.doubles.shelves import MemoryCatalog, MemoryRegistry

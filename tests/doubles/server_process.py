@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import psutil
+
 from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub

@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
+
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.type.v1 import tensor_pb2
-
 from tests.doubles import onnx_models
 from tests.doubles.server_process import Callers, ServerProcess, running
 

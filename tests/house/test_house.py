@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from headrace.datasets.v1 import dataset_service_pb2 as datasets_pb
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.models.v1 import model_service_pb2 as models_pb
@@ -17,7 +18,6 @@ from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import CannotStart
 from headrace_server.house import House
 from headrace_server.settings import Settings
-
 from tests.doubles import onnx_models
 from tests.doubles.server_process import Callers
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from headrace.training.v1 import training_job_pb2 as job_pb
 
+from headrace.training.v1 import training_job_pb2 as job_pb
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import Callers, end_processes_of, running
 from tests.doubles.watcher import Watcher

@@ -76,6 +76,23 @@ async def test_killing_takes_the_agent_and_all_its_children_wherever_they_are(tm
     assert await launcher.kill(JOB, 1, tmp_path, facts["trainer"]) == 0
 
 
+async def test_an_agent_that_is_about_to_end_is_let_end(tmp_path: Path) -> None:
+    launcher = agent(tmp_path, "import time; time.sleep(0.5)")
+    await launcher.launch(JOB, 1, tmp_path)
+
+    assert await launcher.wait(JOB, 1, tmp_path, 60)
+    assert await launcher.kill(JOB, 1, tmp_path, 0) == 0
+
+
+async def test_an_agent_that_stays_is_not_waited_for_longer_than_asked(tmp_path: Path) -> None:
+    launcher = agent(tmp_path, "import time; time.sleep(600)")
+    await launcher.launch(JOB, 1, tmp_path)
+
+    assert not await launcher.wait(JOB, 1, tmp_path, 0.1)
+    assert await launcher.kill(JOB, 1, tmp_path, 0) == 1
+    assert await launcher.wait(JOB, 1, tmp_path, 0)
+
+
 async def test_a_dead_agent_is_reaped(tmp_path: Path) -> None:
     launcher = agent(tmp_path, "print('done')")
 

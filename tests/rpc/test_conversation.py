@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from headrace.inference.v1 import inference_service_pb2 as pb
 
+from headrace.inference.v1 import inference_service_pb2 as pb
 from tests.doubles.door import open_door
 from tests.doubles.until import until
 from tests.rpc.test_predict import BYTES

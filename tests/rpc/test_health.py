@@ -1,8 +1,8 @@
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from headrace_server.rpc.server import PUBLIC_SERVICES
 
+from headrace_server.rpc.server import PUBLIC_SERVICES
 from tests.doubles.door import open_door
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -8,10 +8,10 @@ import grpc
 import pytest
 import structlog
 from google.protobuf.wrappers_pb2 import StringValue
+
 from headrace_server.errors import JobNotFound
 from headrace_server.rpc.interceptor import Context, Interceptor
 from headrace_server.telemetry.metrics import Metrics
-
 from tests.doubles.until import until
 
 SHAPES = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidModel, NoPermit
-
 from tests.doubles.door import open_door
 from tests.doubles.until import until
 

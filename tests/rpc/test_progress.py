@@ -6,6 +6,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
+
 from headrace.training.v1 import training_job_pb2 as job_pb
 from headrace.training.v1 import training_service_pb2 as pb
 from headrace_server.errors import Draining
@@ -13,7 +14,6 @@ from headrace_server.rpc.services.thinning import thin
 from headrace_server.trainers.reports import PhaseChanged
 from headrace_server.training.events import Event, StateChanged
 from headrace_server.training.states import JobState
-
 from tests.doubles.door import open_door
 from tests.doubles.job_desk import NOON, JobDesk, a_job, a_step
 from tests.doubles.until import until

@@ -4,8 +4,8 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest as Request
-from headrace_server.rpc.server import PUBLIC_SERVICES
 
+from headrace_server.rpc.server import PUBLIC_SERVICES
 from tests.doubles.door import Door, open_door
 
 VERSIONS = ("v1", "v1alpha")

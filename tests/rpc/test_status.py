@@ -4,14 +4,15 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace.error.v1.error_reason_pb2 import ErrorReason
 from headrace_server import errors
 from headrace_server.errors import HeadraceError, Violation
 from headrace_server.rpc import status as table
 from headrace_server.rpc.status import LARGEST_STATUS_BYTES, Statuses, failure_status, status_of
 from headrace_server.telemetry.metrics import Metrics
-from hypothesis import given
-from hypothesis import strategies as st
 
 SECOND = timedelta(seconds=1)
 CASES = [

@@ -2,10 +2,10 @@ from typing import Any
 
 import grpc
 import pytest
+
 from headrace.training.v1 import training_job_pb2 as job_pb
 from headrace.training.v1 import training_service_pb2 as pb
 from headrace.training.v1 import training_spec_pb2 as spec_pb
-
 from tests.doubles.door import open_door
 from tests.doubles.job_desk import JobDesk, a_job
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+
 from headrace.training.v1 import training_event_pb2
 from headrace_server.errors import JobNotFound, WorkerFenced
 from headrace_server.names import JobName
@@ -20,7 +21,6 @@ from headrace_server.training.job import Job
 from headrace_server.training.session import StopWorker, WorkerHello, WorkerReport, WorkerSession
 from headrace_server.worker.v1 import worker_service_pb2 as pb
 from headrace_server.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
-
 from tests.doubles.job_desk import a_job
 from tests.doubles.until import until
 from tests.rpc.test_predict import details_of

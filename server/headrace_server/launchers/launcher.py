@@ -29,6 +29,10 @@ class Launcher(Protocol):
         """
         ...
 
+    async def wait(self, job: str, attempt: int, folder: Path, seconds: float) -> bool:
+        """Let an agent that is about to end do so, at most this long; whether it has."""
+        ...
+
     async def kill(self, job: str, attempt: int, folder: Path, trainer_pid: int) -> int:
         """Make sure that the agent, its trainer and all that either has started are gone.
 

@@ -9,6 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,9 +19,11 @@ import structlog
 from headrace_server.launchers.launcher import CannotLaunch, Launcher
 from headrace_server.launchers.processes import (
     MARK,
+    POLL_SECONDS,
     descendants,
     find_marked,
     find_session,
+    is_alive,
     kill_until_gone,
     recall,
     record,
@@ -64,6 +67,10 @@ class ProcessLauncher(Launcher):
             raise CannotLaunch(f"the agent of {job} cannot be started: {error}") from error
         self._watch(process)
         log.info("launcher.agent_started", job=job, attempt=attempt, pid=process.pid)
+
+    async def wait(self, job: str, attempt: int, folder: Path, seconds: float) -> bool:
+        """Wait for the end of the agent alone."""
+        return await asyncio.to_thread(_wait, folder, seconds)
 
     async def kill(self, job: str, attempt: int, folder: Path, trainer_pid: int) -> int:
         """Kill the agent, its trainer and all that either has started, wherever they have moved to."""
@@ -126,6 +133,15 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
         name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
     return {**kept, "GRPC_VERBOSITY": "ERROR", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+
+
+def _wait(folder: Path, seconds: float) -> bool:
+    agent, deadline = recall(folder.resolve() / AGENT_PID_FILE), time.monotonic() + seconds
+    while agent is not None and is_alive(agent):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
 
 
 def _kill(folder: Path, trainer_pid: int) -> int:

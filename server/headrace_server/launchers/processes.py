@@ -22,7 +22,7 @@ MARK = "AGENT_FOLDER"
 """The environment variable whose value, the attempt's folder, marks everything that runs for the attempt."""
 
 KILL_SECONDS = 10.0
-_POLL_SECONDS = 0.01
+POLL_SECONDS = 0.01
 
 
 def record(file: Path, pid: int) -> None:
@@ -108,7 +108,7 @@ def kill_until_gone(find: Callable[[], Iterable[psutil.Process]], seconds: float
                 process.kill()
                 killed.add(process)
         if alive:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 def _birth(pid: int) -> str:

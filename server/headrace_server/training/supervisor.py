@@ -114,7 +114,7 @@ class Supervisor:
             if self._watch is not None:  # an agent that has just been told that all is well ends by itself
                 await self._watch.wait_until_gone(self._means.settings.lease_seconds)
                 self._watch.fence(self._watch.attempt.number + 1)
-            await self._means.workers.remove(self._job, stored.attempt)
+            await self._means.workers.remove(self._job, stored.attempt, self._means.settings.lease_seconds)
             await self._means.leftovers.sweep(stored.job)
             await self._means.workers.remove_job(self._job)
         except (HeadraceError, CannotKill, SQLAlchemyError, OSError) as error:

@@ -5,6 +5,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace.training.v1 import training_event_pb2 as pb
 from headrace.training.v1 import training_job_pb2 as job_pb
 from headrace_server.errors import Invalid
@@ -21,8 +24,6 @@ from headrace_server.training.events import (
     StateChanged,
 )
 from headrace_server.training.states import JobState
-from hypothesis import given
-from hypothesis import strategies as st
 
 INT64 = st.integers(0, 2**63 - 1)
 INT32 = st.integers(0, 2**31 - 1)

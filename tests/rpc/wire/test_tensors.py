@@ -3,13 +3,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
 from headrace.type.v1 import tensor_pb2 as pb
 from headrace_server.errors import Violation
 from headrace_server.rpc.wire.tensors import tensor_from_proto, tensor_to_proto
 from headrace_server.tensors import Array, DataType
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays_of
 
 PLAIN = [
     kind for kind in DataType if kind not in (DataType.STRING, DataType.BF16, DataType.FP8_E4M3, DataType.FP8_E5M2)

@@ -3,6 +3,9 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace.training.v1 import training_job_pb2 as job_pb
 from headrace.training.v1 import training_service_pb2 as pb
 from headrace.training.v1 import training_spec_pb2 as spec_pb
@@ -21,9 +24,6 @@ from headrace_server.training.events import CheckpointSaved
 from headrace_server.training.job import Failure
 from headrace_server.training.spec import TrainingSpec
 from headrace_server.training.states import JobState
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.doubles.job_desk import NOON, a_job, a_step
 
 FAMILIES = Families(plugins=())

@@ -3,6 +3,9 @@
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace.training.v1.training_event_pb2 import LogLine as LogLinePb
 from headrace_server.errors import Invalid, InvalidName
 from headrace_server.names import JobName
@@ -11,8 +14,6 @@ from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, 
 from headrace_server.training.events import CheckpointSaved, LogLine, LogSource
 from headrace_server.training.session import Exported, Outcome, StopWorker, TrainerEnded, WorkerHello, WorkerReport
 from headrace_server.worker.v1 import worker_service_pb2 as pb
-from hypothesis import given
-from hypothesis import strategies as st
 
 INT64 = st.integers(0, 2**63 - 1)
 INT32 = st.integers(-(2**31), 2**31 - 1)
