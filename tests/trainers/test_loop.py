@@ -69,7 +69,6 @@ class Run:
         task: TinyTask | None = None,
         stop_after: int | None = None,
         resume_from: Path | None = None,
-        reported_step: int = 0,
     ) -> None:
         self.reports: list[TrainerReport] = []
         torch.manual_seed(recipe.seed)
@@ -84,7 +83,6 @@ class Run:
             report=self.reports.append,
             checkpoints=self.writer,
             stop=StopAt(stop_after),
-            reported_step=reported_step,
         )
         if resume_from is not None:
             self.loop.restore(read_checkpoint(resume_from))
@@ -149,8 +147,7 @@ def test_a_training_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     steps: list[int] = []
     evaluations: list[EvaluationCompleted] = []
     for number, stop_after in enumerate([*stops, None]):
-        reported_step = max(steps, default=0)
-        run = Run(folder / str(number), recipe, None, stop_after, resume_from, reported_step)
+        run = Run(folder / str(number), recipe, None, stop_after, resume_from)
         outcome = run.go()
         steps += [report.step for report in run.steps]
         evaluations += run.evaluations
@@ -169,17 +166,6 @@ def test_a_training_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     ]
     assert steps == sorted(set(steps))
     assert steps[-1] == uninterrupted.steps[-1].step
-
-
-def test_steps_trained_again_after_a_kill_are_not_reported_again(tmp_path: Path) -> None:
-    first = Run(tmp_path / "1", stop_after=3)
-    first.go()
-
-    second = Run(tmp_path / "2", resume_from=Path(first.checkpoints[-1].folder), reported_step=7)
-    second.go()
-
-    assert all(report.step > 7 for report in second.steps)
-    assert second.steps[-1].step == second.loop.num_steps
 
 
 def test_a_completed_training_is_resumed_without_another_step(tmp_path: Path) -> None:

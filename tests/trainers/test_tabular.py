@@ -58,7 +58,7 @@ def test_a_table_becomes_named_inputs_and_class_scores(tmp_path: Path) -> None:
         ("colour", DataType.INT64, (-1,)),
         ("new", DataType.FP32, (-1,)),
     ]
-    assert program.signature.inputs[1].class_names == ("(other)", "blue", "green", "red")
+    assert program.signature.inputs[1].class_names == ("", "blue", "green", "red")
     assert program.signature.inputs[0].finite_only
     assert program.signature.is_batchable
     scores, label = program.signature.outputs
@@ -134,8 +134,9 @@ def test_missing_numbers_become_the_mean_and_rows_without_a_target_are_left_out(
     assert all(bool(rows.inputs[0].isfinite().all()) for rows in (task.training, task.held_out))
 
 
-def test_rare_and_missing_and_unknown_texts_are_other(tmp_path: Path) -> None:
-    colours = ["once" if row == 5 else None if row == 6 else "red" for row in range(NUM_ROWS)]
+def test_rare_and_missing_and_empty_and_unknown_texts_are_all_the_same(tmp_path: Path) -> None:
+    strange = {5: "once", 6: None, 7: "", 8: "", 9: ""}
+    colours = [strange.get(row, "red") for row in range(NUM_ROWS)]
     task = Table(tmp_path, mixed(colour=colours)).build(target="kind")
     program = task.program(task.make_network().eval())
 
@@ -145,7 +146,7 @@ def test_rare_and_missing_and_unknown_texts_are_other(tmp_path: Path) -> None:
         one[1] = torch.tensor([code])
         answers.append(program.module(*one)[0])
 
-    assert program.signature.inputs[1].class_names == ("(other)", "red")
+    assert program.signature.inputs[1].class_names == ("", "red")
     assert all(torch.equal(answers[0], answer) for answer in answers)
 
 

@@ -29,8 +29,6 @@ class JobFile(BaseModel):
     """A folder that belongs to this process; everything it writes goes below it."""
     resume_from: Path | None
     """A checkpoint folder to continue from."""
-    reported_step: int = 0
-    """The last step that an earlier attempt reported: steps up to it are trained again in silence."""
     report_descriptor: int
     """The file descriptor that reports go to, one JSON object a line."""
 

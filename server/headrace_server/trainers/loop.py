@@ -83,7 +83,6 @@ class Loop:
         report: Callable[[TrainerReport], None],
         checkpoints: CheckpointWriter,
         stop: threading.Event,
-        reported_step: int = 0,
         versions: Mapping[str, str] | None = None,
     ) -> None:
         self._task, self._recipe, self._device = task, recipe, device
@@ -104,7 +103,7 @@ class Loop:
         self._best_weights: Mapping[str, Tensor] | None = None
         self._augmentation = torch.Generator(device).manual_seed(derive_seed(recipe.seed, Use.AUGMENTATION))
         self._random_states: Mapping[str, Tensor] | None = None
-        self._progress = Progress(report, task.measures, task.measure, device, self.num_steps, reported_step)
+        self._progress = Progress(report, task.measures, task.measure, device, self.num_steps)
         self._checkpointed_step = 0
         self._checkpoint_due_at = time.monotonic() + recipe.checkpoints.period_seconds
 

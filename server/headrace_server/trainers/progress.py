@@ -24,10 +24,7 @@ Measure = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class Progress:
-    """Collects steps since the last report.
-
-    `reported_step`: steps up to it were reported by an earlier process and are collected in silence.
-    """
+    """Collects steps since the last report."""
 
     def __init__(
         self,
@@ -36,11 +33,10 @@ class Progress:
         measure: Measure,
         device: torch.device,
         num_steps: int,
-        reported_step: int,
     ) -> None:
         self._report, self._measure = report, measure
         self._has_measures = any(name != "loss" for name in measures)
-        self._num_steps, self._reported_step = num_steps, reported_step
+        self._num_steps = num_steps
         self._loss_sum = torch.zeros((), device=device)
         self._answers: deque[tuple[Tensor, Tensor]] = deque()
         self._kept_elements = 0
@@ -81,22 +77,20 @@ class Progress:
             raise Diverged(f"the loss is {loss}", step, self.last_finite_loss, learning_rate)
         self.last_finite_loss = loss
         now = time.perf_counter()
-        if step > self._reported_step:
-            seconds = max(1e-9, now - self._read_at - self._paused_seconds)
-            self._report(
-                StepCompleted(
-                    step=step,
-                    epoch=epoch,
-                    fraction=step / self._num_steps,
-                    loss=loss,
-                    metrics=self._read_measures(),
-                    learning_rate=learning_rate,
-                    samples_per_second=self._rows / seconds,
-                    step_seconds=dict(self.stopwatch.read()),
-                    remaining_seconds=self._remaining_seconds(step, now),
-                )
+        seconds = max(1e-9, now - self._read_at - self._paused_seconds)
+        self._report(
+            StepCompleted(
+                step=step,
+                epoch=epoch,
+                fraction=step / self._num_steps,
+                loss=loss,
+                metrics=self._read_measures(),
+                learning_rate=learning_rate,
+                samples_per_second=self._rows / seconds,
+                step_seconds=dict(self.stopwatch.read()),
+                remaining_seconds=self._remaining_seconds(step, now),
             )
-            self._reported_step = step
+        )
         self._loss_sum.zero_()
         self._answers.clear()
         self._kept_elements = self._rows = 0

@@ -15,7 +15,11 @@ class _Line(BaseModel):
 
 
 class StepCompleted(_Line):
-    """Training steps were done; figures cover the time since the report before."""
+    """Training steps were done; figures cover the time since the report before.
+
+    Steps go on from the checkpoint that a process continues from.  A process that was killed may have reported steps
+    after its last checkpoint: they are done and reported again, and whoever keeps the history leaves them out.
+    """
 
     kind: Literal["step_completed"] = "step_completed"
     step: int

@@ -95,7 +95,6 @@ class Training:
             report=self._report,
             checkpoints=checkpoints,
             stop=self._stop,
-            reported_step=self._job.reported_step,
             versions={name: self._environment[name] for name in ("headrace-server", "torch", "device", "threads")},
         )
         if self._job.resume_from is not None:

@@ -18,8 +18,11 @@ from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.errors import InvalidDataset
 from headrace_server.trainers.tabular.parameters import ColumnKind, TargetKind, column_kind
 
-OTHER = "(other)"
-"""What category number 0 is called: missing texts, and texts that training rows hold less than twice."""
+OTHER = ""
+"""What category number 0 is called, which stands for every text that is not listed (`TensorSpec.class_names`).
+
+In training: missing and empty texts, and those that training rows hold less than twice.
+"""
 _MANY_CATEGORIES = 1000
 _FEW_INTEGERS = 20
 _FEW_STRAYS = 0.05
@@ -123,7 +126,7 @@ def list_categories(name: str, texts: NDArray[np.object_]) -> tuple[str, ...]:
             f"for categories; list the features to learn from without it",
             column=name,
         )
-    return (OTHER, *sorted(text for text, count in counts.items() if count > 1))
+    return (OTHER, *sorted(text for text, count in counts.items() if count > 1 and text != OTHER))
 
 
 def encode_categories(texts: NDArray[np.object_], categories: tuple[str, ...]) -> Codes:

@@ -3,6 +3,7 @@
 Numbers that are missing become the mean of the training rows; rows without a target are left out; both with a warning.
 The program takes one input for each feature, named like its column: float32 for numbers (booleans are 0 and 1), and for
 categories the int64 position of the text in the input's `class_names`, where 0 is anything that is not listed.
+Callers of the server may send the text itself.
 """
 
 from collections.abc import Mapping, Sequence
