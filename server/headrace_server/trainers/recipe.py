@@ -36,7 +36,7 @@ class ConstantSchedule(_Part):
 
 
 class CosineSchedule(_Part):
-    """A linear rise, then half a cosine down to zero at the last step."""
+    """A linear rise, then half a cosine that would reach zero on the step after the last."""
 
     kind: Literal["cosine"] = "cosine"
     warmup_fraction: float = Field(0.05, ge=0, lt=1)

@@ -495,7 +495,7 @@ Global___ConstantSchedule: _TypeAlias = ConstantSchedule  # noqa: Y015
 
 @_typing.final
 class CosineSchedule(_message.Message):
-    """A linear rise, then half a cosine down to zero at the last step."""
+    """A linear rise, then half a cosine that would reach zero on the step after the last."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
