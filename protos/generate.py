@@ -22,7 +22,7 @@ def generate(into: Path) -> None:
         out = into / destination
         out.mkdir(parents=True, exist_ok=True)
         sources = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / package).rglob("*.proto"))
-        services = [source for source in sources if source.endswith("_service.proto")]
+        services = [source for source in sources if "\nservice " in (PROTOS / source).read_text(encoding="utf-8")]
         _protoc(sources, f"--python_out={out}", f"--mypy_out=quiet:{out}")
         _protoc(services, f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}")
         for folder in sorted({(out / source).parent for source in sources}):

@@ -29,6 +29,7 @@ from headrace_server.rpc.server import PUBLIC_SERVICES, bind, bind_socket, priva
 from headrace_server.rpc.services.datasets import DatasetService
 from headrace_server.rpc.services.inference import InferenceService
 from headrace_server.rpc.services.models import ModelService
+from headrace_server.rpc.services.open_inference import OpenInferenceService
 from headrace_server.rpc.services.training import TrainingService
 from headrace_server.rpc.services.worker import WorkerService
 from headrace_server.rpc.status import Statuses
@@ -181,6 +182,9 @@ class House:
             ),
             models=ModelService(registry, self._engine),
             datasets=DatasetService(catalog, self._desk),
+            open_inference=OpenInferenceService(
+                self._engine, registry, self._health, Statuses(self.metrics), self._closing, settings.inference
+            ),
         )
         rooms.push_async_callback(self._public.stop, 0)
         # Both are bound before anything is started: a port that is taken must be noticed before any job goes on.

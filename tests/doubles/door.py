@@ -14,13 +14,15 @@ from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub
 from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Interceptor
+from headrace_server.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from headrace_server.rpc.server import PUBLIC_SERVICES, bind, public_server
 from headrace_server.rpc.services.datasets import DatasetService
 from headrace_server.rpc.services.inference import InferenceService
 from headrace_server.rpc.services.models import ModelService
+from headrace_server.rpc.services.open_inference import OpenInferenceService
 from headrace_server.rpc.services.training import TrainingService
 from headrace_server.rpc.status import Statuses
-from headrace_server.settings import ServerSettings
+from headrace_server.settings import InferenceSettings, ServerSettings
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
 from tests.doubles.echo_engine import EchoEngine
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
     from headrace.models.v1.model_service_pb2_grpc import ModelServiceAsyncStub
     from headrace.training.v1.training_service_pb2_grpc import TrainingServiceAsyncStub
+    from headrace_server.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceAsyncStub
 
 
 @dataclass
@@ -52,12 +55,14 @@ class Door:
     inference: "InferenceServiceAsyncStub" = field(init=False)
     models: "ModelServiceAsyncStub" = field(init=False)
     datasets: "DatasetServiceAsyncStub" = field(init=False)
+    open_inference: "GRPCInferenceServiceAsyncStub" = field(init=False)
 
     def __post_init__(self) -> None:
         self.training = TrainingServiceStub(self.channel)
         self.inference = InferenceServiceStub(self.channel)
         self.models = ModelServiceStub(self.channel)
         self.datasets = DatasetServiceStub(self.channel)
+        self.open_inference = GRPCInferenceServiceStub(self.channel)
 
 
 @asynccontextmanager
@@ -73,6 +78,9 @@ async def open_door(desk: JobDesk | None = None, stream_window: int = 4, **setti
         inference=InferenceService(engine, Statuses(metrics), closing, stream_window),
         models=ModelService(registry, engine),
         datasets=DatasetService(catalog, desk),
+        open_inference=OpenInferenceService(
+            engine, registry, health, Statuses(metrics), closing, InferenceSettings(stream_window=stream_window)
+        ),
     )
     port = bind(server, "127.0.0.1", 0)
     await server.start()

@@ -13,6 +13,7 @@ from headrace_server.inference.prediction import (
     Readiness,
     Timing,
 )
+from headrace_server.inference.tally import Statistics
 from headrace_server.models.version import ModelVersion
 from headrace_server.names import ModelName
 from headrace_server.precision import Precision
@@ -38,6 +39,8 @@ class EchoEngine:
         self.failure: Exception | None = None
         self.model_failure: HeadraceError | None = None
         self.num_left = 0
+        self.unloaded: list[ModelName] = []
+        self.counted: dict[ModelName, Statistics] = {}
         self.grow = 1
         """How often each input comes back, under names of its own."""
         self._may_answer = asyncio.Event()
@@ -91,10 +94,25 @@ class EchoEngine:
         return LoadedModel(VERSION, backend or "onnxruntime")
 
     async def unload(self, name: ModelName) -> ModelVersion:
-        """Nothing to do."""
+        """Only remembered."""
+        self.unloaded.append(name)
         return VERSION
 
     async def status(self, name: ModelName) -> ModelStatus:
         """Ready, unless a failure was set."""
+        if name.model != "echo":
+            raise ModelNotFound(str(name))
+        return self.look(VERSION)
+
+    def loaded(self) -> list[ModelVersion]:
+        """The one."""
+        return [VERSION]
+
+    def statistics(self) -> dict[ModelName, Statistics]:
+        """What the test has put there."""
+        return self.counted
+
+    def look(self, version: ModelVersion) -> ModelStatus:
+        """Ready, unless a failure was set."""
         readiness = Readiness.FAILED if self.model_failure else Readiness.READY
-        return ModelStatus(VERSION, readiness, self.model_failure, 7, "onnxruntime")
+        return ModelStatus(version, readiness, self.model_failure, 7, "onnxruntime")

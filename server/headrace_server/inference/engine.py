@@ -177,6 +177,10 @@ class Engine:
         calls = resident.batcher.calls_in_flight if resident is not None else 0
         return ModelStatus(version, readiness, failure, calls, resident.backend if resident is not None else "")
 
+    def loaded(self) -> list[ModelVersion]:
+        """The versions that are loaded or being loaded."""
+        return self._residency.versions
+
     def statistics(self) -> dict[ModelName, Statistics]:
         """What was counted for each version that was loaded or asked since the start; the last few thousand of them."""
         return {ModelName(*key): meters.tally.read() for key, meters in self._meters.items()}

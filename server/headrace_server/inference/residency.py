@@ -149,6 +149,11 @@ class Residency:
         return (slot.readiness, slot.failure, slot.resident) if slot is not None else (Readiness.UNLOADED, None, None)
 
     @property
+    def versions(self) -> list[ModelVersion]:
+        """All that are ready or being loaded."""
+        return [slot.version for slot in self._slots.values()]
+
+    @property
     def residents(self) -> list[Resident]:
         """All that are ready or leaving."""
         ready = [slot.resident for slot in self._slots.values() if slot.resident is not None]

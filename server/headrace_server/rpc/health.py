@@ -39,6 +39,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
             self._serving[name] = is_serving
             self._ring()
 
+    def is_serving(self, name: str = WHOLE_SERVER) -> bool:
+        """Whether `name` answers; False for a name that nobody knows."""
+        return self._serving.get(name, False)
+
     def latch(self) -> None:
         """Say, for good, that nothing answers any more."""
         self._serving = dict.fromkeys(self._serving, False)

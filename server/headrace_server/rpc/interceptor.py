@@ -8,13 +8,12 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
-from prometheus_client import Counter
 
 from headrace_server.errors import Draining, HeadraceError, InvalidSpec, Violation
 from headrace_server.rpc.closing import closed_after
@@ -57,12 +56,27 @@ class Interceptor:
         while (left := self._door.turned_away_at + quiet_seconds - time.monotonic()) > 0:  # noqa: ASYNC110 - no event
             await asyncio.sleep(left)
 
-    def add(self, register: Register, servicer: object, server: grpc.aio.Server, *, drains: bool = True) -> None:
-        """Register `servicer` with `server` through its generated function, every handler wrapped."""
+    def add(
+        self,
+        register: Register,
+        servicer: object,
+        server: grpc.aio.Server,
+        *,
+        drains: bool = True,
+        answered_to_the_end: Collection[str] = (),
+    ) -> None:
+        """Register `servicer` with `server` through its generated function, every handler wrapped.
+
+        Methods that are `answered_to_the_end` are not refused while the server is closing.
+        """
         recorder = _Recorder()
         register(servicer, recorder)
         for service, methods in recorder.services.items():
-            self.add_methods(service, methods, server, drains=drains)
+            last = {name: handler for name, handler in methods.items() if name in answered_to_the_end}
+            others = {name: handler for name, handler in methods.items() if name not in last}
+            self.add_methods(service, others, server, drains=drains)
+            if last:
+                self.add_methods(service, last, server, drains=False)
 
     def add_methods(self, service: str, methods: Methods, server: grpc.aio.Server, *, drains: bool = True) -> None:
         """Register methods under the full name of a service, every handler wrapped."""
@@ -106,9 +120,8 @@ class _Call:
         self._door = door
         self._in_flight = metrics.calls_in_flight
         self._seconds = metrics.call_seconds.labels(method)
-        self._ended: dict[grpc.StatusCode, Counter] = {
-            code: metrics.calls.labels(method, code.name) for code in grpc.StatusCode
-        }
+        self._calls = metrics.calls
+        self._ended = {grpc.StatusCode.OK: metrics.calls.labels(method, "OK")}  # others when they first happen
 
     async def run(self, context: Context, work: Callable[[], Awaitable[Any]]) -> Any:
         """Do the work of one call and end it with the status that it deserves."""
@@ -140,8 +153,14 @@ class _Call:
             await context.abort(code, message, ((REQUEST_ID, request_id), *details))
         finally:
             self._in_flight.dec()
-            self._ended[code].inc()
+            self._count(code)
             self._seconds.observe(time.perf_counter() - started_at)
+
+    def _count(self, code: grpc.StatusCode) -> None:
+        counter = self._ended.get(code)
+        if counter is None:
+            counter = self._ended[code] = self._calls.labels(self._method, code.name)
+        counter.inc()
 
 
 class _Doorkeeper:

@@ -3,11 +3,12 @@
 Errors are those of `errors.py`; each method says which in its own home.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 from headrace_server.datasets.dataset import Dataset, DatasetFormat, DatasetVersion
 from headrace_server.inference.prediction import LoadedModel, ModelStatus, Prediction
+from headrace_server.inference.tally import Statistics
 from headrace_server.models.version import Artifact, ArtifactFormat, Model, ModelVersion
 from headrace_server.names import JobName, ModelName
 from headrace_server.pages import Page, PageRequest
@@ -122,7 +123,19 @@ class EnginePort(Protocol):
         ...
 
     async def status(self, name: ModelName) -> ModelStatus:
+        """How the version that a name means is."""
+        ...
+
+    def look(self, version: ModelVersion) -> ModelStatus:
         """How a version is."""
+        ...
+
+    def loaded(self) -> list[ModelVersion]:
+        """The versions that are loaded or being loaded."""
+        ...
+
+    def statistics(self) -> Mapping[ModelName, Statistics]:
+        """What was counted for each version that was loaded or asked since the start."""
         ...
 
 

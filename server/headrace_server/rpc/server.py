@@ -17,7 +17,9 @@ from headrace.training.v1 import training_service_pb2, training_service_pb2_grpc
 from headrace_server.errors import CannotStart
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Interceptor
+from headrace_server.rpc.open_inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
 from headrace_server.rpc.reflection import add_reflection
+from headrace_server.rpc.services.open_inference import ANSWERED_TO_THE_END, methods_not_offered
 from headrace_server.settings import ServerSettings
 from headrace_server.worker.v1 import worker_service_pb2_grpc
 
@@ -25,7 +27,8 @@ TRAINING = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"].f
 INFERENCE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 DATASETS = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name
-PUBLIC_SERVICES = (TRAINING, INFERENCE, MODELS, DATASETS)
+OPEN_INFERENCE = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+PUBLIC_SERVICES = (TRAINING, INFERENCE, MODELS, DATASETS, OPEN_INFERENCE)
 HEALTH = "grpc.health.v1.Health"
 
 Options = Sequence[tuple[str, int]]
@@ -62,6 +65,7 @@ def public_server(
     inference: inference_service_pb2_grpc.InferenceServiceServicer,
     models: model_service_pb2_grpc.ModelServiceServicer,
     datasets: dataset_service_pb2_grpc.DatasetServiceServicer,
+    open_inference: grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer,
 ) -> grpc.aio.Server:
     """The server of the public port, with all it carries; not bound and not started."""
     server = grpc.aio.server(
@@ -69,9 +73,16 @@ def public_server(
     )
     # Handlers are asked in this order, so the busiest come first.
     interceptor.add(inference_service_pb2_grpc.add_InferenceServiceServicer_to_server, inference, server)
+    interceptor.add(
+        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+        open_inference,
+        server,
+        answered_to_the_end=ANSWERED_TO_THE_END,
+    )
     interceptor.add(training_service_pb2_grpc.add_TrainingServiceServicer_to_server, training, server)
     interceptor.add(model_service_pb2_grpc.add_ModelServiceServicer_to_server, models, server)
     interceptor.add(dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, datasets, server)
+    interceptor.add_methods(OPEN_INFERENCE, methods_not_offered(), server)
     # These two answer to the very end: they are how others learn that it is the end.
     interceptor.add(health_pb2_grpc.add_HealthServicer_to_server, health, server, drains=False)
     add_reflection((*PUBLIC_SERVICES, HEALTH), interceptor, server)

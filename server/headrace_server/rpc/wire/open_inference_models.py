@@ -10,7 +10,7 @@ from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from headrace_server.rpc.wire.open_inference import DEFAULT_LEVEL, LOWEST_LEVEL
 from headrace_server.rpc.wire.open_inference_tensors import datatype_of
 from headrace_server.settings import InferenceSettings
-from headrace_server.tensors import TensorSpec
+from headrace_server.tensors import DataType, TensorSpec
 
 # In the order in which the engine chooses; what the protocol's clients call the backend, and its platform.
 _PLATFORMS = {
@@ -18,6 +18,7 @@ _PLATFORMS = {
     ArtifactFormat.TORCH_EXPORT: ("pytorch", "pytorch_export"),
 }
 _BACKENDS = {"onnxruntime": ArtifactFormat.ONNX, "torch": ArtifactFormat.TORCH_EXPORT}
+_NUMBERS = {data_type: dict(pb.DataType.items()).get(f"TYPE_{data_type}", pb.TYPE_INVALID) for data_type in DataType}
 _STATES = {
     Readiness.READY: "READY",
     Readiness.LOADING: "LOADING",
@@ -50,11 +51,11 @@ def config_of(status: ModelStatus, settings: InferenceSettings) -> pb.ModelConfi
         backend=backend,
         default_model_filename=file_name,
         input=[
-            pb.ModelInput(name=spec.name, data_type=_config_type(spec), dims=spec.shape[skipped:])
+            pb.ModelInput(name=spec.name, data_type=_NUMBERS[spec.data_type], dims=spec.shape[skipped:])
             for spec in version.signature.inputs
         ],
         output=[
-            pb.ModelOutput(name=spec.name, data_type=_config_type(spec), dims=spec.shape[skipped:])
+            pb.ModelOutput(name=spec.name, data_type=_NUMBERS[spec.data_type], dims=spec.shape[skipped:])
             for spec in version.signature.outputs
         ],
     )
@@ -124,11 +125,6 @@ def _metadata_of_tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMeta
     return pb.ModelMetadataResponse.TensorMetadata(
         name=spec.name, datatype=datatype_of(spec.data_type), shape=spec.shape
     )
-
-
-def _config_type(spec: TensorSpec) -> pb.DataType:
-    name = f"TYPE_{spec.data_type}"
-    return pb.DataType.Value(name) if name in pb.DataType.keys() else pb.TYPE_INVALID
 
 
 def _duration(count: int, seconds: float) -> pb.StatisticDuration:
