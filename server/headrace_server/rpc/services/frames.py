@@ -4,8 +4,6 @@ Entries of a history never change, so a frame can be kept by the job and the seq
 stay.
 """
 
-from collections.abc import Callable
-
 from google.protobuf.message import Message
 
 DEFAULT_BYTES = 16 << 20
@@ -19,16 +17,18 @@ class Frames:
         self._size_bytes = 0
         self._frames: dict[tuple[str, int], bytes] = {}
 
-    def get(self, job: str, sequence: int, make: Callable[[], Message]) -> bytes:
-        """The frame of one entry; made and encoded when it is not there."""
-        frame = self._frames.get((job, sequence))
-        if frame is None:
-            frame = make().SerializeToString()
-            self._frames[job, sequence] = frame
-            self._size_bytes += len(frame)
-            while self._size_bytes > self._limit_bytes and len(self._frames) > 1:
-                oldest = next(iter(self._frames))
-                self._size_bytes -= len(self._frames.pop(oldest))
+    def find(self, job: str, sequence: int) -> bytes | None:
+        """The frame of one entry, if it is there."""
+        return self._frames.get((job, sequence))
+
+    def keep(self, job: str, sequence: int, message: Message) -> bytes:
+        """Encode the frame of one entry and keep it; returns it."""
+        frame = message.SerializeToString()
+        self._size_bytes += len(frame) - len(self._frames.pop((job, sequence), b""))
+        self._frames[job, sequence] = frame
+        while self._size_bytes > self._limit_bytes and len(self._frames) > 1:
+            oldest = next(iter(self._frames))
+            self._size_bytes -= len(self._frames.pop(oldest))
         return frame
 
     @property

@@ -24,7 +24,7 @@ from headrace_server.rpc.wire.events import (
 )
 from headrace_server.rpc.wire.training import job_to_proto, start_request_from_proto, trainer_to_proto
 from headrace_server.trainers.catalogue import Families
-from headrace_server.training.events import Event, StateChanged
+from headrace_server.training.events import Event, LogEntry, StateChanged
 
 LONGEST_REASON = 1000
 
@@ -68,15 +68,7 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         after = _cursor(request.after_sequence)
         async with closed_after(self._desk.follow_logs(name, after)) as entries:
             async for entry in entries:
-                if entry is None:
-                    heartbeat = await self._heartbeat(name, "logs")
-                    yield pb.StreamLogsResponse(heartbeat=heartbeat).SerializeToString()
-                else:
-                    yield self._lines.get(
-                        name.job,
-                        entry.sequence,
-                        lambda entry=entry: pb.StreamLogsResponse(line=log_entry_to_proto(entry)),  # type: ignore[misc]
-                    )
+                yield await self._log_frame(name, entry)
 
     async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Context) -> pb.GetTrainingJobResponse:
         """Return one job."""
@@ -117,13 +109,22 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         if event is None:
             heartbeat = await self._heartbeat(name, "events")
             return pb.StreamProgressResponse(heartbeat=heartbeat).SerializeToString()
+        if (frame := self._events.find(name.job, event.sequence)) is not None:
+            return frame
         happening = event.happening
         ended = None
         if isinstance(happening, StateChanged) and happening.to_state.is_terminal:
             ended = job_to_proto(await self._desk.get(name))
-        return self._events.get(
-            name.job, event.sequence, lambda: pb.StreamProgressResponse(event=event_to_proto(event, ended))
-        )
+        message = pb.StreamProgressResponse(event=event_to_proto(event, ended))
+        return self._events.keep(name.job, event.sequence, message)
+
+    async def _log_frame(self, name: JobName, entry: LogEntry | None) -> bytes:
+        if entry is None:
+            heartbeat = await self._heartbeat(name, "logs")
+            return pb.StreamLogsResponse(heartbeat=heartbeat).SerializeToString()
+        if (frame := self._lines.find(name.job, entry.sequence)) is not None:
+            return frame
+        return self._lines.keep(name.job, entry.sequence, pb.StreamLogsResponse(line=log_entry_to_proto(entry)))
 
     async def _heartbeat(self, name: JobName, stream: Literal["events", "logs"]) -> pb.Heartbeat:
         return pb.Heartbeat(
