@@ -19,15 +19,16 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import headrace
 import numpy as np
-from headrace.cli.live import raise_unless_succeeded, show
 from numpy.typing import NDArray
 from rich.columns import Columns
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
+
+import headrace
+from headrace.cli.live import raise_unless_succeeded, show
 
 DATA = Path(".headrace-quickstart")
 SERVER = Path(sys.executable).with_name("headrace-server")

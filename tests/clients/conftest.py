@@ -1,8 +1,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from headrace import Client, Retry
 
+from headrace import Client, Retry
 from tests.doubles.given_clock import GivenClock
 from tests.doubles.scripted_server import ScriptedServer
 

@@ -4,6 +4,9 @@ from datetime import timedelta
 
 import grpc
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from headrace import (
     Client,
     CursorExpired,
@@ -21,9 +24,6 @@ from headrace import (
 )
 from headrace.training.v1.training_job_pb2 import TrainingJob
 from headrace.training.v1.training_service_pb2 import CancelTrainingJobRequest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from tests.doubles.given_clock import GivenClock
 from tests.doubles.refusal import Refusal
 from tests.doubles.scripted_server import ScriptedServer
@@ -97,7 +97,7 @@ async def test_following_outlives_a_restart_of_the_server() -> None:
     async def follow(client: Client) -> None:
         run = await client.training_run("j1")
         async for event in run.follow(on_interruption=interruptions.append):
-            seen.append(event.sequence)
+            seen.append(event.sequence)  # noqa: PERF401 - looked at while it grows
 
     async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
         async with server.listen():
@@ -170,7 +170,7 @@ async def test_heartbeats_count_as_news_however_long_the_job_is_quiet(
 
         async def follow() -> None:
             async for event in run.follow():
-                seen.append(event.sequence)
+                seen.append(event.sequence)  # noqa: PERF401 - looked at while it grows
 
         following = tasks.create_task(follow())
         await until(lambda: len(seen) == 2)

@@ -6,16 +6,16 @@ from typing import Any
 
 import grpc
 import numpy as np
+
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from headrace.tensors import from_tensor, to_tensor
 from headrace.type.v1.tensor_pb2 import DataType, Precision, TensorSpec
-
 from tests.doubles.refusal import Refusal
 
 
 class ScriptedInference(InferenceServiceServicer):
-    """`x` is FP32 [any, 3]; outputs: `plus_one` FP32 [any, 3] and `scores` FP32 [any, 2] of the classes even and odd."""
+    """`x` is FP32 [any, 3]; it returns `plus_one` FP32 [any, 3] and `scores` FP32 [any, 2], of even and odd."""
 
     def __init__(self) -> None:
         self.version = 1
@@ -31,7 +31,7 @@ class ScriptedInference(InferenceServiceServicer):
         """For each stream in turn, the number of answers after which it breaks; later ones hold."""
         self.most_waiting = 0
         """The most requests of a stream that had no answer at one time."""
-        self.deadlines: list[float | None] = []
+        self.delay_seconds = 0.0
 
     async def GetModelStatus(self, request: pb.GetModelStatusRequest, context: Any) -> pb.GetModelStatusResponse:
         self.num_status_calls += 1
@@ -48,7 +48,7 @@ class ScriptedInference(InferenceServiceServicer):
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
         self.requests.append(request)
-        self.deadlines.append(context.time_remaining())
+        await asyncio.sleep(self.delay_seconds)
         if self.refusals:
             await self.refusals.pop(0).send(context)
         if refusal := self._mismatch(request):

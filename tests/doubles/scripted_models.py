@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
 from headrace.models.v1 import model_pb2 as goods
 from headrace.models.v1 import model_service_pb2 as pb
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceServicer
 from headrace.type.v1.tensor_pb2 import DataType, TensorSpec
-
 from tests.doubles.refusal import Refusal
 
 

@@ -8,11 +8,11 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
+
 from headrace.datasets.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from headrace.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from headrace.models.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from headrace.training.v1.training_service_pb2_grpc import add_TrainingServiceServicer_to_server
-
 from tests.doubles.scripted_datasets import ScriptedDatasets
 from tests.doubles.scripted_inference import ScriptedInference
 from tests.doubles.scripted_models import ScriptedModels

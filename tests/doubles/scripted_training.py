@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+
 from headrace.training.v1 import training_event_pb2 as events
 from headrace.training.v1 import training_job_pb2 as jobs
 from headrace.training.v1 import training_service_pb2 as pb
 from headrace.training.v1.training_service_pb2_grpc import TrainingServiceServicer
-
 from tests.doubles.refusal import Refusal
 
 State = jobs.TrainingJob.State
@@ -81,24 +81,26 @@ class ScriptedTraining(TrainingServiceServicer):
         self.has_ended = True
         """False: the history is not over; readers wait at its end."""
         self.heartbeat_seconds = 0.05
+        self.name = "trainingJobs/j1"
+        """The name of the one job."""
+        self.jobs_listed = [f"trainingJobs/p{number}" for number in range(6)]
+        """What ListTrainingJobs finds, two a page whatever the size asked for."""
         self.readers = 0
 
     def job(self) -> jobs.TrainingJob:
         """The job as it is now."""
         last = self.entries[-1]
         if self.has_ended and last.state_changed.HasField("job"):
+            last.state_changed.job.name = self.name
             return last.state_changed.job
-        return jobs.TrainingJob(name="trainingJobs/j1", state=State.STATE_RUNNING, latest_sequence=len(self.entries))
+        return jobs.TrainingJob(name=self.name, state=State.STATE_RUNNING, latest_sequence=len(self.entries))
 
     async def StartTraining(self, request: pb.StartTrainingRequest, context: Any) -> pb.StartTrainingResponse:
         await self._maybe_refuse(context)
         self.requests.append(request)
-        job = self.started.setdefault(
-            request.request_id,
-            jobs.TrainingJob(
-                name=f"trainingJobs/j{len(self.started) + 1}", spec=request.spec, state=State.STATE_QUEUED
-            ),
-        )
+        name = f"trainingJobs/j{len(self.started) + 1}"
+        job = jobs.TrainingJob(name=name, spec=request.spec, state=State.STATE_QUEUED, labels=request.labels)
+        job = self.started.setdefault(request.request_id, job)
         if self.lose_answers:
             self.lose_answers -= 1
             await BROKEN.send(context)
@@ -144,7 +146,7 @@ class ScriptedTraining(TrainingServiceServicer):
 
     async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Any) -> pb.GetTrainingJobResponse:
         await self._maybe_refuse(context)
-        if request.name != "trainingJobs/j1":
+        if request.name != self.name:
             refusal = Refusal(
                 grpc.StatusCode.NOT_FOUND,
                 f"{request.name!r} does not exist",
@@ -156,11 +158,11 @@ class ScriptedTraining(TrainingServiceServicer):
         return pb.GetTrainingJobResponse(job=self.job())
 
     async def ListTrainingJobs(self, request: pb.ListTrainingJobsRequest, context: Any) -> pb.ListTrainingJobsResponse:
-        """Three pages of two jobs, whatever the size asked for."""
         await self._maybe_refuse(context)
-        page = int(request.page_token or 0)
-        names = [jobs.TrainingJob(name=f"trainingJobs/p{page}-{n}", state=State.STATE_SUCCEEDED) for n in range(2)]
-        return pb.ListTrainingJobsResponse(jobs=names, next_page_token=str(page + 1) if page < 2 else "")
+        start = int(request.page_token or 0)
+        listed = [jobs.TrainingJob(name=name, state=State.STATE_SUCCEEDED) for name in self.jobs_listed]
+        token = str(start + 2) if start + 2 < len(listed) else ""
+        return pb.ListTrainingJobsResponse(jobs=listed[start : start + 2], next_page_token=token)
 
     async def CancelTrainingJob(
         self, request: pb.CancelTrainingJobRequest, context: Any

@@ -7,6 +7,7 @@ is enough for a process, and better than many: each has a loop, and gRPC prefers
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import threading
 import weakref
@@ -29,6 +30,7 @@ from headrace.training.v1.training_spec_pb2 import TrainingSpec
 P = ParamSpec("P")
 T = TypeVar("T")
 InnerT = TypeVar("InnerT")
+InnerT_co = TypeVar("InnerT_co", covariant=True)
 _END: Final = object()
 
 
@@ -38,20 +40,21 @@ class _LoopThread:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="headrace-client", daemon=True)
+        self._lock = threading.Lock()
+        self._is_stopping = False
         self._thread.start()
 
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for `work`.  An interrupt (Ctrl-C) cancels it and is raised here."""
-        if not self.is_alive:
-            work.close()
+        """Wait for `work`.  An interrupt (Ctrl-C) cancels it and is raised here; RuntimeError once we are closed."""
+        future = self._submit(work)
+        if future is None:
             raise RuntimeError("this client is closed; make a new one")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            if self._is_stopping:
+                raise RuntimeError("this client was closed while it waited") from None
+            raise
         except BaseException:
             future.cancel()
             raise
@@ -75,22 +78,30 @@ class _LoopThread:
             while (item := self.run(step())) is not None:
                 yield item[0]
         finally:
-            if self.is_alive:
-                self.run(close())
+            if (future := self._submit(close())) is not None:
+                future.result()
 
     def stop(self, last: Coroutine[Any, Any, None]) -> None:
         """Run `last`, cancel what still runs, and end the thread."""
-        if not self.is_alive:
-            last.close()
-            return
         if threading.current_thread() is self._thread:  # the garbage collector may call from anywhere
             last.close()
             self._loop.stop()
             return
-        self.run(_finish(last))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        finishing = self._submit(_finish(last), is_last=True)
+        if finishing is not None:
+            finishing.result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _submit(self, work: Coroutine[Any, Any, T], *, is_last: bool = False) -> concurrent.futures.Future[T] | None:
+        """Give `work` to the loop; None when it has had its last."""
+        with self._lock:  # what is submitted before the last is there to be cancelled by it
+            if not self._is_stopping and self._thread.is_alive():
+                self._is_stopping = is_last
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        return None
 
 
 async def _finish(last: Coroutine[Any, Any, None]) -> None:
@@ -105,10 +116,10 @@ async def _finish(last: Coroutine[Any, Any, None]) -> None:
     await loop.shutdown_default_executor()
 
 
-class _Blocking(Generic[InnerT]):
+class _Blocking(Generic[InnerT_co]):
     """Something async, and the thread where it lives."""
 
-    def __init__(self, inner: InnerT, thread: _LoopThread) -> None:
+    def __init__(self, inner: InnerT_co, thread: _LoopThread) -> None:
         self._inner = inner
         self._thread = thread
 

@@ -16,7 +16,7 @@
     ├─ Unavailable        try again soon                    UNAVAILABLE
     │    ModelLoading, ServerDraining
     ├─ DeadlineExceeded   also a TimeoutError               DEADLINE_EXCEEDED
-    │    ExpiredInQueue
+    │    ExpiredInQueue, TimedOut
     ├─ Denied                                               UNAUTHENTICATED, PERMISSION_DENIED
     ├─ ServerFault        the server, or between, is broken INTERNAL, UNKNOWN and all other codes
     │    ModelFailed
@@ -305,6 +305,12 @@ class ExpiredInQueue(DeadlineExceeded):
     """The time passed while the call waited for its turn; the model was not run."""
 
     reason = "EXPIRED_IN_QUEUE"
+
+
+class TimedOut(DeadlineExceeded):
+    """A request of a stream took longer than its own timeout; the model may have been run."""
+
+    reason = "TIMED_OUT"
 
 
 # The rest.

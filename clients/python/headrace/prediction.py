@@ -77,7 +77,9 @@ class Prediction:
         """The best class of each row, for models that say what their scores stand for; else LookupError."""
         for name, classes in self.class_names.items():
             if name in self.outputs:
-                return [classes[index] for index in np.argmax(self.outputs[name], axis=-1).ravel()]
+                array = self.outputs[name]
+                indices = array if array.dtype.kind in "iu" else np.argmax(array, axis=-1)
+                return [classes[index] for index in np.ravel(indices)]
         raise LookupError(f"no output of {self.model_version} has class names")
 
 

@@ -16,7 +16,7 @@ from headrace.errors import HeadraceError, Unavailable
 from headrace.inference.v1.inference_service_pb2 import PredictRequest, PredictStreamRequest, PredictStreamResponse
 from headrace.prediction import ModelSignature, StreamedPrediction, read_prediction
 from headrace.status import from_call, from_status
-from headrace.wire import Wire
+from headrace.wire import Wire, true_error
 
 ItemT = TypeVar("ItemT")
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[PredictStreamRequest, PredictStreamResponse]"
@@ -95,7 +95,7 @@ class PredictionStream(Generic[ItemT]):
                 if (answer := self._receive(message)) is not None:
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise from_call(error) from error
+            raise from_call(await true_error(call, error)) from error
         finally:
             await _end(writer)
             call.cancel()

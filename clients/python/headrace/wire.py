@@ -30,6 +30,10 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 ResultT = TypeVar("ResultT")
 
+_WRITE_FAILED = "Internal error from Core"
+_STATUS_TRIES = 100
+_STATUS_PERIOD_SECONDS = 0.01
+
 
 class Wire:
     """A connection.  `timeout_seconds` is what a unary call gets that is not given its own; streams get none."""
@@ -161,9 +165,26 @@ class Wire:
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # the server has answered before the end; its status, awaited below, says why
             return await call
+        except grpc.aio.AioRpcError as error:
+            raise await true_error(call, error) from error
         finally:
             call.cancel()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise RuntimeError("this client is closed; make a new one")
+
+
+async def true_error(call: grpc.aio.Call, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+    """Why a call failed to which we were still writing when the server ended it.
+
+    The write that fails then sets a status of its own in grpc.aio, until the server's, which is on its way, takes over.
+    """
+    for _ in range(_STATUS_TRIES):
+        if error.details() != _WRITE_FAILED:
+            break
+        await asyncio.sleep(_STATUS_PERIOD_SECONDS)
+        error = grpc.aio.AioRpcError(
+            await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+        )
+    return error

@@ -87,8 +87,7 @@ def render(story: Story, width: int) -> RenderableType:
         _curve(story.measure_name and f"held-out {story.measure_name}", story.measure, story.best, half, "green"),
     )
     parts: list[RenderableType] = [Text(story.title, style="bold"), bar, curves]
-    for text in (story.pace, story.step_time):
-        parts.append(Text(text, style="dim", overflow="ellipsis", no_wrap=True))
+    parts += [Text(text, style="dim", overflow="ellipsis", no_wrap=True) for text in (story.pace, story.step_time)]
     if story.interruption is not None:
         parts.append(Text(_describe(story.interruption), style="yellow"))
     colour = _COLOURS.get(story.job.state, "blue")
