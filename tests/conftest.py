@@ -1,6 +1,7 @@
 """What all tests share: tests that need a GPU are skipped, with the reason, where there is none."""
 
 import pytest
+
 from headrace_server import _native
 
 

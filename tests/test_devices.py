@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from headrace_server import _native
 from headrace_server.devices import Devices, available_memory_bytes, find_devices
 

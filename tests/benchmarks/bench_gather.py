@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 import psutil
+
 from headrace_server import _native
 from headrace_server.kernels import reference
 from headrace_server.kernels.gather import gather

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
+
 from headrace_server.database.database import Database
 from headrace_server.settings import TrainingSettings
 from headrace_server.telemetry.metrics import Metrics
@@ -30,7 +31,6 @@ from headrace_server.training.recording import record
 from headrace_server.training.session import WorkerReport
 from headrace_server.training.spec import TrainingSpec
 from headrace_server.training.states import JobState
-
 from tests.doubles.until import until
 
 GROUPS = (1, 8, 64, 512)

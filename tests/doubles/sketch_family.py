@@ -1,9 +1,10 @@
 """A family of trainers that trains nothing, with parameters that can be wrong in every way."""
 
+from pydantic import ConfigDict, Field
+
 from headrace_server.datasets.dataset import DatasetFormat, DatasetVersion
 from headrace_server.errors import Violation
 from headrace_server.trainers.family import Family, Parameters
-from pydantic import ConfigDict, Field
 
 
 class SketchParameters(Parameters):

@@ -22,7 +22,6 @@ from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.events import Event
 from headrace_server.training.job import Job
 from headrace_server.training.states import JobState
-
 from tests.doubles.mortal_database import MortalDatabase
 from tests.doubles.scripted_workers import Script, ScriptedLauncher, finish
 from tests.doubles.sketch_family import SKETCH

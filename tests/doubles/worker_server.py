@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from headrace_server.rpc.wire.worker import hello_from_proto, report_from_proto, stop_to_proto
 from headrace_server.training.session import ReportContent, StopWorker, TrainerEnded, WorkerHello, WorkerReport
 from headrace_server.worker.v1 import worker_service_pb2 as pb

@@ -1,6 +1,7 @@
 """Comparing arrays by their bits."""
 
 import numpy as np
+
 from headrace_server.tensors import Array
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}

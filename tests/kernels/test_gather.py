@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from headrace_server.kernels import gather as kernels
-from headrace_server.kernels import reference
-from headrace_server.tensors import Array, DataType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
+from headrace_server.kernels import gather as kernels
+from headrace_server.kernels import reference
+from headrace_server.tensors import Array, DataType
 from tests.kernels.bits import assert_same_bits
 
 COPIED = [data_type.dtype for data_type in DataType if data_type is not DataType.STRING]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from headrace_server.launchers.launcher import CannotLaunch
 from headrace_server.launchers.process import AGENT_LOG_FILE, AGENT_PID_FILE, ProcessLauncher, clean_environment
 from headrace_server.launchers.processes import MARK, is_alive, recall, record
 from headrace_server.names import JobName
-
 from tests.doubles.until import until
 
 JOB = str(JobName("j"))

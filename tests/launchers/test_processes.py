@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from headrace_server.launchers.launcher import CannotKill
 from headrace_server.launchers.processes import (
     MARK,

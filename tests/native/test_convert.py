@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import ml_dtypes
 import numpy as np
 import pytest
+
 from headrace_server import _native
 from headrace_server.tensors import Array
-
 from tests.kernels.bits import assert_same_bits
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

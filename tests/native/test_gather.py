@@ -8,9 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import as_strided
+
 from headrace_server import _native
 from headrace_server.tensors import Array
-from numpy.lib.stride_tricks import as_strided
 
 FLOATS = np.arange(24, dtype=np.float32).reshape(4, 6)
 

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+
 from headrace_server.launchers.processes import is_alive
 from headrace_server.trainers.reports import PhaseChanged, StepCompleted, WarningRaised
 from headrace_server.training.assignment import PublishedExport
@@ -21,7 +22,6 @@ from headrace_server.training.session import Exported, Outcome, TrainerEnded
 from headrace_server.worker.agent import Agent
 from headrace_server.worker.memory_counters import MemoryCounters
 from headrace_server.worker.process_tree import become_subreaper
-
 from tests.doubles.attempts import DATA, Attempt
 from tests.doubles.moody_store import MoodyStore
 from tests.doubles.until import until

@@ -9,13 +9,13 @@ from pathlib import Path
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+
 from headrace_server.names import JobName
 from headrace_server.trainers.reports import PhaseChanged
 from headrace_server.training.session import StopWorker, WorkerHello
 from headrace_server.worker.link import Dismissed, Link, Patience
 from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.spool import Spool
-
 from tests.doubles.worker_server import Ledger, WorkerServer, serving
 
 HELLO = WorkerHello(job=JobName("j"), attempt=2, token="secret", pid=7, host="here")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from headrace_server.errors import InvalidDataset
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.storage.blob_store import Blob
@@ -17,7 +18,6 @@ from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.persistence import Persistence
 from headrace_server.worker.publisher import Publisher, Shelf
 from headrace_server.worker.spool import Spool
-
 from tests.doubles.moody_store import MoodyStore
 
 PREFIX = "checkpoints/j/"

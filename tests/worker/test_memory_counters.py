@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from headrace_server.worker.memory_counters import MemoryCounters
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, StepCompleted, WarningRaised
 from headrace_server.training.events import LogLine, LogSource

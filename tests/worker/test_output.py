@@ -5,14 +5,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.training.events import LogLine, LogSource
 from headrace_server.worker.lines import LineCutter
 from headrace_server.worker.outbox import LONGEST_TEXT, Outbox
 from headrace_server.worker.output import LONGEST_EVIDENCE, Output, Rate
 from headrace_server.worker.spool import Spool
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=10), st.integers(1, 20))

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from headrace_server.launchers.process import AGENT_LOG_FILE, AGENT_PID_FILE, TRAINER_PID_FILE, ProcessLauncher
 from headrace_server.launchers.processes import is_alive
 from headrace_server.storage.local import LocalBlobStore
@@ -20,7 +21,6 @@ from headrace_server.trainers.reports import PhaseChanged, StepCompleted
 from headrace_server.training.assignment import PublishedExport
 from headrace_server.training.events import CheckpointSaved, LogLine
 from headrace_server.training.session import Exported, Outcome
-
 from tests.doubles.attempts import TRAINER, Attempt
 from tests.doubles.until import until
 from tests.doubles.worker_server import Ledger, WorkerServer, serving

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from headrace_server.errors import StorageFull
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, WarningRaised
@@ -16,7 +17,6 @@ from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.persistence import Persistence
 from headrace_server.worker.publisher import Publisher, Shelf
 from headrace_server.worker.spool import Spool
-
 from tests.doubles.moody_store import MoodyStore
 from tests.doubles.until import until
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from headrace_server.worker.spool import Record, Spool
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from headrace_server.worker.spool import Record, Spool
 
 
 def read_all(spool: Spool, after: int, limit_bytes: int = 1 << 20) -> list[Record]:
