@@ -147,7 +147,9 @@ def describe_end(job: TrainingJob) -> str:
 
 
 def _describe(interruption: Interruption) -> str:
-    return f"connection lost ({interruption.error.message}); next try in {interruption.wait_seconds:.1f} s"
+    error = interruption.error
+    why = error.message if error.reason else "nobody answers"  # gRPC's own words are long, and for its makers
+    return f"connection lost: {why}; next try in {interruption.wait_seconds:.1f} s, the training goes on"
 
 
 def _clock(time: datetime) -> str:
