@@ -12,11 +12,12 @@ from typing import Generic, TypeAlias, TypeVar
 
 import grpc
 
+from headrace.ending import Ending
 from headrace.errors import HeadraceError, Unavailable
 from headrace.inference.v1.inference_service_pb2 import PredictRequest, PredictStreamRequest, PredictStreamResponse
 from headrace.prediction import ModelSignature, StreamedPrediction, read_prediction
 from headrace.status import from_call, from_status
-from headrace.wire import Wire, true_error
+from headrace.wire import Wire
 
 ItemT = TypeVar("ItemT")
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[PredictStreamRequest, PredictStreamResponse]"
@@ -89,13 +90,14 @@ class PredictionStream(Generic[ItemT]):
         for request_id in (*self._pending, *([None] if self._has_taken_all else [])):
             self._outbox.put_nowait(request_id)
         call = self._wire.inference.PredictStream()
+        ending = Ending(call)
         writer = asyncio.create_task(self._write(call, self._outbox))
         try:
             async for message in call:
                 if (answer := self._receive(message)) is not None:
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise from_call(await true_error(call, error)) from error
+            raise from_call(await ending.true_error(error)) from error
         finally:
             await _end(writer)
             call.cancel()

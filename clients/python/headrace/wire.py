@@ -14,6 +14,7 @@ import grpc
 
 from headrace.channel import open_channel
 from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from headrace.ending import Ending
 from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub
 from headrace.retry import Retry
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 ResultT = TypeVar("ResultT")
-
-_WRITE_FAILED = "Internal error from Core"
-_STATUS_TRIES = 100
-_STATUS_PERIOD_SECONDS = 0.01
 
 
 class Wire:
@@ -157,6 +154,7 @@ class Wire:
         Raises AioRpcError: this is one try for `repeat`.
         """
         call = method()
+        ending = Ending(call)
         try:
             try:
                 async for message in messages:
@@ -166,25 +164,10 @@ class Wire:
                 pass  # the server has answered before the end; its status, awaited below, says why
             return await call
         except grpc.aio.AioRpcError as error:
-            raise await true_error(call, error) from error
+            raise await ending.true_error(error) from error
         finally:
             call.cancel()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise RuntimeError("this client is closed; make a new one")
-
-
-async def true_error(call: grpc.aio.Call, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-    """Why a call failed to which we were still writing when the server ended it.
-
-    The write that fails then sets a status of its own in grpc.aio, until the server's, which is on its way, takes over.
-    """
-    for _ in range(_STATUS_TRIES):
-        if error.details() != _WRITE_FAILED:
-            break
-        await asyncio.sleep(_STATUS_PERIOD_SECONDS)
-        error = grpc.aio.AioRpcError(
-            await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-        )
-    return error

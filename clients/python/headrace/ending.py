@@ -1,0 +1,57 @@
+"""Why a call really ended to which we were still writing when the server ended it.
+
+In grpc.aio the write that fails then gives the call a status of its own, INTERNAL, before or after the server's
+arrives, and the last one wins.  So each is noted when it is set; the server's is the one that no failed write made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+
+_WRITE_FAILED = "Internal error from Core"
+_TRIES = 100
+_PERIOD_SECONDS = 0.01
+
+
+class Ending:
+    """Watches how one call ends.  Must be made before anything is written to it."""
+
+    def __init__(self, call: grpc.aio.Call) -> None:
+        self._call = call
+        self._noted: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note)
+
+    async def true_error(self, raised: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """The server's own status where `raised` is that of a failed write; waits a second for it at most."""
+        if raised.details() != _WRITE_FAILED:
+            return raised
+        for _ in range(_TRIES):
+            self._note(self._call)
+            if self._noted is not None:
+                return self._noted
+            await asyncio.sleep(_PERIOD_SECONDS)
+        return raised
+
+    def _note(self, _: Any) -> None:
+        details = _at_once(self._call.details())
+        if self._noted is None and details != _WRITE_FAILED:
+            self._noted = grpc.aio.AioRpcError(
+                _at_once(self._call.code()),
+                _at_once(self._call.initial_metadata()),
+                _at_once(self._call.trailing_metadata()),
+                details,
+            )
+
+
+def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for: a status that is set is there at once."""
+    try:
+        answer.send(None)
+    except StopIteration as end:
+        return end.value
+    answer.close()
+    raise AssertionError("a call that is done has a status")
