@@ -222,6 +222,8 @@ class ScriptedLauncher:
         """So many launches fail."""
         self.cannot_kill = 0
         """So many kills find a process that does not die."""
+        self.sees_ends = True
+        """Else its workers are on a machine of their own."""
         self.fault: Exception | None = None
         """What launching raises that nobody expects."""
         self.may_kill = asyncio.Event()
@@ -239,6 +241,11 @@ class ScriptedLauncher:
         assert not living, f"attempt {attempt} of {job} was launched while {living} lived"
         worker = self.workers[job, attempt] = ScriptedWorker(self, Assignment.model_validate_json(text))
         worker.begin()
+
+    async def ending(self, job: str, attempt: int, folder: Path) -> str | None:
+        """See whether a worker lives, as one sees a process on the same machine."""
+        worker = self.workers.get((job, attempt))
+        return None if worker is None or worker.is_alive or not self.sees_ends else "was ended by SIGKILL"
 
     async def wait(self, job: str, attempt: int, folder: Path, seconds: float) -> bool:
         """Nobody here takes any time to end."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -241,3 +242,42 @@ def test_a_record_of_a_living_process_is_that_process(tmp_path: Path) -> None:
     record(tmp_path / "a.pid", os.getpid())
 
     assert recall(tmp_path / "a.pid") == psutil.Process()
+
+
+async def test_the_end_of_an_agent_is_told_with_what_ended_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    failing = agent(tmp_path / "a", "raise SystemExit(3)")
+    waiting = agent(tmp_path / "b", "import time; time.sleep(600)")
+    await failing.launch(JOB, 1, tmp_path / "a")
+    await waiting.launch(JOB, 2, tmp_path / "b")
+    try:
+        assert await waiting.ending(JOB, 2, tmp_path / "b") is None
+        assert await _ending(failing, 1, tmp_path / "a") == "exited with code 3"
+
+        os.kill(json.loads((tmp_path / "b" / AGENT_PID_FILE).read_text())["pid"], signal.SIGKILL)
+        assert await _ending(waiting, 2, tmp_path / "b") == "was ended by SIGKILL"
+    finally:
+        await waiting.kill(JOB, 2, tmp_path / "b", 0)
+
+
+async def test_another_server_sees_whether_an_agent_is_still_there(tmp_path: Path) -> None:
+    launcher = agent(tmp_path, "import time; time.sleep(600)")
+    await launcher.launch(JOB, 1, tmp_path)
+    another = ProcessLauncher()
+
+    assert await another.ending(JOB, 1, tmp_path) is None
+    (tmp_path / AGENT_PID_FILE).rename(tmp_path / "hidden")  # as when the server died before it wrote that down
+    assert await another.ending(JOB, 1, tmp_path) is None
+    (tmp_path / "hidden").rename(tmp_path / AGENT_PID_FILE)
+    await launcher.kill(JOB, 1, tmp_path, 0)
+
+    assert await another.ending(JOB, 1, tmp_path) == "is not there any more"
+    assert await another.ending(JOB, 1, tmp_path / "never") == "is not there any more"
+
+
+async def _ending(launcher: ProcessLauncher, attempt: int, folder: Path) -> str:
+    async with asyncio.timeout(20):
+        while (ending := await launcher.ending(JOB, attempt, folder)) is None:
+            await asyncio.sleep(0.01)
+    return ending

@@ -150,6 +150,31 @@ async def test_a_worker_that_never_attaches_is_replaced(tmp_path: Path) -> None:
         assert over.state is JobState.SUCCEEDED
 
 
+@pytest.mark.parametrize("begins", [True, False])
+async def test_a_worker_whose_process_is_gone_is_not_waited_for(tmp_path: Path, begins: bool) -> None:
+    async def die_once(worker: ScriptedWorker) -> None:
+        if worker.attempt == 1:
+            if begins:
+                await worker.train(range(1, 3))
+            worker.die()
+            return
+        await finish(worker)
+
+    patient = IMPATIENT.model_copy(update={"attach_seconds": 600, "lease_seconds": 600})
+    async with training_house(tmp_path, die_once, patient) as house:
+        job = await house.start()
+        async with asyncio.timeout(5):
+            lost = await house.reached(job, JobState.RECOVERING)
+        over = await house.over(job)
+
+        assert isinstance(lost.happening, StateChanged)
+        assert lost.happening.reason == "WORKER_LOST"
+        assert "the worker was ended by SIGKILL" in lost.happening.message
+        assert ("before it attached" in lost.happening.message) is not begins
+        assert over.state is JobState.SUCCEEDED
+        assert over.restarts == 1
+
+
 class _ClosedDoor:
     async def attach(self, hello: WorkerHello) -> None:
         raise ConnectionError

@@ -77,8 +77,24 @@ async def test_a_worker_that_comes_back_before_the_server_is_ready_is_not_turned
         assert (await house.desk.get(job.name)).state is JobState.RUNNING
 
 
+async def test_a_worker_that_died_with_its_server_is_replaced_at_once(tmp_path: Path) -> None:
+    patient = IMPATIENT.model_copy(update={"lease_seconds": 600})
+    async with training_house(tmp_path, train_on, patient) as house:
+        job = await house.start()
+        await house.seen(job, "step_completed")
+
+        house.launcher.newest(job.id).die()
+        await house.restart()
+        async with asyncio.timeout(5):
+            over = await house.over(job)
+
+        assert over.state is JobState.SUCCEEDED
+        assert over.restarts == 1
+
+
 async def test_a_worker_that_does_not_come_back_is_replaced(tmp_path: Path) -> None:
     async with training_house(tmp_path, train_on) as house:
+        house.launcher.sees_ends = False
         job = await house.start()
         await house.seen(job, "step_completed")
 

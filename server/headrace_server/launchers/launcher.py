@@ -29,6 +29,13 @@ class Launcher(Protocol):
         """
         ...
 
+    async def ending(self, job: str, attempt: int, folder: Path) -> str | None:
+        """How the agent's process ended, for people: "exited with code 1"; None while it runs, or may still run.
+
+        Also of agents that a server before this one has launched.  Cheap enough to be asked twice a second.
+        """
+        ...
+
     async def wait(self, job: str, attempt: int, folder: Path, seconds: float) -> bool:
         """Let an agent that is about to end do so, at most this long; whether it has."""
         ...

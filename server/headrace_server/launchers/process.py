@@ -25,6 +25,7 @@ from headrace_server.launchers.processes import (
     find_session,
     is_alive,
     kill_until_gone,
+    name_of_signal,
     recall,
     record,
 )
@@ -54,6 +55,9 @@ class ProcessLauncher(Launcher):
         self._command = tuple(command)
         self._environment = clean_environment(os.environ if environment is None else environment)
         self._children: dict[int, _AgentProcess] = {}  # by the descriptor that tells of their end
+        self._launched: dict[
+            tuple[str, int], _AgentProcess
+        ] = {}  # by job and attempt, until `kill` has made sure that nothing is left
 
     async def launch(self, job: str, attempt: int, folder: Path) -> None:
         """Start an agent.  A call that is cancelled leaves none behind that `kill` would not find."""
@@ -66,7 +70,14 @@ class ProcessLauncher(Launcher):
         except OSError as error:
             raise CannotLaunch(f"the agent of {job} cannot be started: {error}") from error
         self._watch(process)
+        self._launched[job, attempt] = process
         log.info("launcher.agent_started", job=job, attempt=attempt, pid=process.pid)
+
+    async def ending(self, job: str, attempt: int, folder: Path) -> str | None:
+        """Ask the process itself when it is a child of this server, else look for the one that was recorded."""
+        if (process := self._launched.get((job, attempt))) is not None:
+            return None if process.poll() is None else _describe(process.returncode)
+        return "is not there any more" if await asyncio.to_thread(_is_gone, folder) else None
 
     async def wait(self, job: str, attempt: int, folder: Path, seconds: float) -> bool:
         """Wait for the end of the agent alone."""
@@ -75,6 +86,7 @@ class ProcessLauncher(Launcher):
     async def kill(self, job: str, attempt: int, folder: Path, trainer_pid: int) -> int:
         """Kill the agent, its trainer and all that either has started, wherever they have moved to."""
         num_killed = await asyncio.to_thread(_kill, folder, trainer_pid)
+        self._launched.pop((job, attempt), None)
         if num_killed:
             log.warning("launcher.killed", job=job, attempt=attempt, processes=num_killed)
         return num_killed
@@ -133,6 +145,19 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
         name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
     return {**kept, "GRPC_VERBOSITY": "ERROR", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+
+
+def _describe(code: int) -> str:
+    return f"exited with code {code}" if code >= 0 else f"was ended by {name_of_signal(code)}"
+
+
+def _is_gone(folder: Path) -> bool:
+    """Whether the agent of a folder is not running; a record that is not there yet is one that may still come."""
+    folder = folder.resolve()
+    agent = recall(folder / AGENT_PID_FILE)
+    if agent is not None:
+        return not is_alive(agent)
+    return not any(is_alive(process) for process in find_marked(folder))
 
 
 def _wait(folder: Path, seconds: float) -> bool:

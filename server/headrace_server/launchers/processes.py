@@ -10,6 +10,7 @@ Blocks: everything here is meant for a thread.
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -109,6 +110,16 @@ def kill_until_gone(find: Callable[[], Iterable[psutil.Process]], seconds: float
                 killed.add(process)
         if alive:
             time.sleep(POLL_SECONDS)
+
+
+def name_of_signal(code: int) -> str:
+    """The name for a negative exit code, as "SIGKILL" for -9; empty for any other."""
+    if code >= 0:
+        return ""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # real-time signals have no names
+        return f"SIG{-code}"
 
 
 def _birth(pid: int) -> str:

@@ -20,7 +20,7 @@ _REASONS = {"InvalidDataset": "INVALID_DATASET", "DeviceOutOfMemory": "DEVICE_OU
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A worker that was given up: it never came, it went silent, or it did not end in time."""
+    """A worker that was given up: it never came, it went silent, its process is gone, or it did not end in time."""
 
     description: str
     """For people: "the worker was silent for 4 s"."""

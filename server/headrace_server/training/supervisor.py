@@ -270,7 +270,10 @@ class Supervisor:
         return False
 
     def _adopt(self, attempt: Attempt, *, is_fresh: bool) -> Watch:
-        watch = Watch(attempt, self._means.settings, self._means.clock, is_fresh=is_fresh)
+        means = self._means
+        watch = Watch(
+            attempt, means.settings, means.clock, lambda: means.workers.ending(self._job, attempt), is_fresh=is_fresh
+        )
         if self._order is not Order.NONE:
             watch.stop(self._order)
         elif self._is_leaving:

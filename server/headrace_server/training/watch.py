@@ -4,7 +4,7 @@ Waits for the worker's end, whichever way it comes.  Decides nothing about the j
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import IntEnum
 
 from headrace_server.settings import TrainingSettings
@@ -16,6 +16,8 @@ from headrace_server.training.session import StopWorker, TrainerEnded, WorkerSes
 REATTACH_LEASES = 2.5
 """Leases that a worker of an earlier server process has to come back: it tries again in pauses, and this process may
 still be opening its doors."""
+LOOK_SECONDS = 1.0
+"""How often a worker that is not connected is looked for: one whose process is gone need not be waited for."""
 
 
 class Order(IntEnum):
@@ -30,13 +32,23 @@ class Watch:
     """One attempt, watched."""
 
     def __init__(
-        self, attempt: Attempt, settings: TrainingSettings, clock: Callable[[], float], *, is_fresh: bool
+        self,
+        attempt: Attempt,
+        settings: TrainingSettings,
+        clock: Callable[[], float],
+        look: Callable[[], Awaitable[str | None]],
+        *,
+        is_fresh: bool,
     ) -> None:
-        """`is_fresh`: this process has just launched it; else an earlier one did, and it may or may not be alive."""
+        """`is_fresh`: this process has just launched it; else an earlier one did, and it may or may not be alive.
+
+        `look` tells how the worker's process ended; None while it may still run.
+        """
         self.attempt = attempt
         self.session: WorkerSession | None = None
         self._settings = settings
         self._clock = clock
+        self._look = look
         self._is_fresh = is_fresh
         self._has_attached = False
         first = settings.attach_seconds if is_fresh else settings.lease_seconds * REATTACH_LEASES
@@ -62,8 +74,13 @@ class Watch:
             seconds = min(self._lease.seconds_left(), self._seconds_to_kill())
             if seconds <= 0:
                 return self._describe_silence()
+            if self.session is None and (ending := await self._look()) is not None:
+                # A connection is gone only when all that came over it is kept: nothing can be on its way any more.
+                if self._ended is None and self.session is None:
+                    return self._describe_death(ending)
+                continue
             try:
-                async with asyncio.timeout(min(seconds, self._lease.tick_seconds)):
+                async with asyncio.timeout(min(seconds, self._lease.tick_seconds, LOOK_SECONDS)):
                     await bell.wait()
             except TimeoutError:
                 pass
@@ -150,6 +167,12 @@ class Watch:
         if self.attempt.has_attached:
             return Silence(f"the worker did not come back within {self._first_seconds:g} s of the server's restart")
         return Silence("the server was restarted before the worker began", counts=False)
+
+    def _describe_death(self, ending: str) -> Silence:
+        if not self._is_fresh and not self.attempt.has_attached:
+            return Silence("the server was restarted before the worker began", counts=False)
+        when = "" if self._has_attached or self.attempt.has_attached else " before it attached"
+        return Silence(f"the worker {ending}{when}")
 
     def _ring(self) -> None:
         self._bell.set()

@@ -80,6 +80,10 @@ class Workers:
         await asyncio.to_thread(_write_secret, folder / ASSIGNMENT_FILE, assignment.model_dump_json())
         await self._launcher.launch(job.id, attempt.number, folder)
 
+    async def ending(self, job: str, attempt: Attempt) -> str | None:
+        """How the agent's process ended, for people; None while it runs, or may still run."""
+        return await self._launcher.ending(job, attempt.number, self._folder(job, attempt.number))
+
     async def remove(self, job: str, attempt: Attempt, patience_seconds: float = 0) -> int:
         """Make sure that no process of an attempt is left, then remove its folder; returns how many were killed.
 

@@ -20,7 +20,7 @@ import structlog
 from headrace_server.errors import HeadraceError, Invalid
 from headrace_server.launchers.launcher import CannotKill
 from headrace_server.launchers.process import TRAINER_PID_FILE, clean_environment
-from headrace_server.launchers.processes import MARK, record
+from headrace_server.launchers.processes import MARK, name_of_signal, record
 from headrace_server.names import JobName
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.trainers.job_file import JobFile
@@ -36,7 +36,7 @@ from headrace_server.worker.persistence import Persistence
 from headrace_server.worker.publisher import Publisher, Shelf
 from headrace_server.worker.race import race
 from headrace_server.worker.spool import Spool
-from headrace_server.worker.trainer_process import TRAINER_COMMAND, name_of_signal
+from headrace_server.worker.trainer_process import TRAINER_COMMAND
 from headrace_server.worker.watch import EXIT_SECONDS, Ending, TrainerStart, Watch
 
 T = TypeVar("T")

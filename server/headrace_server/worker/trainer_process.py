@@ -6,7 +6,6 @@ Knows how a trainer is started and spoken to; decides nothing about it.
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -131,16 +130,6 @@ class Garbage:
     def __init__(self, line: bytes, problem: str) -> None:
         excerpt = line[:200].decode(errors="replace")
         self.text = f"not a report: {excerpt!r}{'…' if len(line) > 200 else ''} ({problem})"
-
-
-def name_of_signal(code: int) -> str:
-    """The name for a negative code, as "SIGKILL" for -9; empty for an exit code."""
-    if code >= 0:
-        return ""
-    try:
-        return signal.Signals(-code).name
-    except ValueError:  # real-time signals have no names
-        return f"SIG{-code}"
 
 
 def _read(line: bytes) -> "TrainerReport | Garbage":

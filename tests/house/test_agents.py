@@ -1,0 +1,85 @@
+"""Agents that die are missed at once, at whatever moment it happens."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from headrace.training.v1 import training_event_pb2 as event_pb
+from headrace.training.v1 import training_job_pb2 as job_pb
+from headrace.training.v1 import training_service_pb2 as pb
+from tests.doubles.flowers import learn_flowers, upload_flowers
+from tests.doubles.server_process import ServerProcess, end_processes_of, running
+from tests.doubles.until import until
+from tests.doubles.watcher import Watcher
+
+PROMISED_SECONDS = 5.0
+
+
+def is_recovering(event: event_pb.TrainingEvent) -> bool:
+    return event.HasField("state_changed") and event.state_changed.to == job_pb.TrainingJob.STATE_RECOVERING
+
+
+def is_step(event: event_pb.TrainingEvent) -> bool:
+    return event.HasField("step_completed")
+
+
+async def first_agent(server: ServerProcess) -> psutil.Process:
+    await until(lambda: bool(server.agents()))
+    return server.agents()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_an_agent_that_is_killed_before_and_after_it_attached_is_replaced_at_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    watcher = Watcher("j")
+    try:
+        async with running(data) as (server, callers):
+            await upload_flowers(callers)
+            await callers.training.StartTraining(learn_flowers("j", epochs=60))
+            watching = asyncio.ensure_future(watcher.watch(callers))
+
+            (await first_agent(server)).kill()
+            killed_at = time.monotonic()
+            lost = await watcher.saw(is_recovering)
+            assert time.monotonic() - killed_at < PROMISED_SECONDS
+            assert "was ended by SIGKILL before it attached" in lost.state_changed.message
+
+            step = await watcher.saw(is_step)
+            (await first_agent(server)).kill()
+            killed_at = time.monotonic()
+            lost = await watcher.saw(is_recovering, step.sequence)
+            assert time.monotonic() - killed_at < PROMISED_SECONDS
+            assert "was ended by SIGKILL;" in lost.state_changed.message
+
+            assert await asyncio.wait_for(watching, 100) is grpc.StatusCode.OK
+            job = (await callers.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))).job
+            assert job.state == job_pb.TrainingJob.STATE_SUCCEEDED, job
+            assert job.restarts == 2
+    finally:
+        end_processes_of(data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_a_job_that_succeeds_leaves_no_warning(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    try:
+        async with running(data) as (server, callers):
+            await upload_flowers(callers)
+            await callers.training.StartTraining(learn_flowers("j", epochs=1))
+            watcher = Watcher("j")
+            assert await asyncio.wait_for(watcher.watch(callers), 100) is grpc.StatusCode.OK
+            await until(lambda: not (data / "work" / "j").exists())
+
+            loud = [line for line in server.lines if line["level"] not in ("info", "debug")]
+            assert loud == []
+            assert server.text == []
+            about = [line for line in server.lines if "request_id" in line]
+            assert [line["event"] for line in about if line["event"].startswith("launcher.")] == []
+    finally:
+        end_processes_of(data)
