@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.doubles.server_process import running
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PACKAGES = ("tritonclient[grpc]==2.73.0", "grpcio==1.85.1", "protobuf==6.33.6", "numpy==2.4.6", "ml-dtypes==0.5.4")
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "open-inference.md"
 SCRIPT = Path(__file__).with_name("triton_client.py")
 ROWS = np.array([[1, 2], [3, 4.5]], np.float32)
 TYPES = {
@@ -72,28 +74,50 @@ async def _let_it_look(python: Path, folder: Path) -> dict[str, Any]:
     programs = {"double": onnx_models.scale(2.0)} | {
         name: onnx_models.identity(element_type) for name, element_type in TYPES.items()
     }
+    async with running(folder / "data", *_serving(programs, folder)) as (server, _):
+        port = (await server.logged("house.open"))["port"]
+        output = await _run(python, str(SCRIPT), f"127.0.0.1:{port}")
+        assert not [line for line in server.lines if line["level"] == "error"]
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def _serving(programs: dict[str, onnx.ModelProto], folder: Path) -> list[str]:
     arguments = ["--set", f"inference.max_loaded_versions={len(programs)}"]
     for name, program in programs.items():
         onnx.save(program, folder / f"{name}.onnx")
         arguments += ["--model", f"{name}={folder / name}.onnx"]
-    async with running(folder / "data", *arguments) as (server, _):
+    return arguments
+
+
+async def _run(python: Path, *arguments: str) -> str:
+    client = await asyncio.create_subprocess_exec(
+        str(python), "-I", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(100):
+            output, problems = await client.communicate()
+    finally:
+        if client.returncode is None:
+            client.kill()
+            await client.wait()
+    assert client.returncode == 0, problems.decode()
+    return output.decode()
+
+
+async def test_the_example_of_the_document_works(triton_python: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    digits = onnx_models.model(
+        [onnx.helper.make_node("ReduceSum", ["image", "axes"], ["scores"], keepdims=0)],
+        [("image", TensorProto.FLOAT, ["batch", 8, 8])],
+        [("scores", TensorProto.FLOAT, ["batch", 8])],
+        [onnx.numpy_helper.from_array(np.array([2], np.int64), "axes")],
+    )
+    async with running(tmp_path / "data", *_serving({"digits": digits}, tmp_path)) as (server, _):
         port = (await server.logged("house.open"))["port"]
-        client = await asyncio.create_subprocess_exec(
-            *(str(python), "-I", str(SCRIPT), f"127.0.0.1:{port}"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(100):
-                output, problems = await client.communicate()
-        finally:
-            if client.returncode is None:
-                client.kill()
-                await client.wait()
-        assert client.returncode == 0, f"{problems.decode()}\n{server.report()}"
-        assert not [line for line in server.lines if line["level"] == "error"]
-    found: dict[str, Any] = json.loads(output)
-    return found
+        program = example.replace("50051", str(port)) + "print(scores.tolist())\n"
+
+        assert await _run(triton_python, "-c", program) == f"{[[0.0] * 8]}\n"
 
 
 def test_it_finds_a_live_server_and_its_models(seen: dict[str, Any]) -> None:

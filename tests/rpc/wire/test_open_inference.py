@@ -1,4 +1,5 @@
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -295,6 +296,23 @@ def test_a_tensor_that_does_not_fit_blames_the_model_it_was_meant_for() -> None:
         question_from_request(raw_request("FP32", [2], b"1"))
 
     assert caught.value.metadata["model"] == "m"
+
+
+def test_more_tensors_than_any_model_has_are_refused_at_a_glance() -> None:
+    request = pb.ModelInferRequest(model_name="m")
+    request.MergeFromString(b"\x2a\0" * 2_000_000)  # so many empty inputs
+    assert len(request.inputs) == 2_000_000
+    began_at = time.perf_counter()
+
+    assert not is_heavy_request(request)
+    assert problems(request).keys() == {"inputs"}
+    assert time.perf_counter() - began_at < 0.5
+
+
+def test_a_shape_of_a_million_axes_is_refused_unread() -> None:
+    request = raw_request("FP32", [1] * 1_000_000, b"1234")
+
+    assert "has 1000000 axes" in problems(request)['inputs["x"].shape']
 
 
 def test_only_what_is_read_one_by_one_is_heavy() -> None:

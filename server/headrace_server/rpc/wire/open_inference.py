@@ -27,6 +27,9 @@ HIGHEST_LEVEL = 1
 LOWEST_LEVEL = HIGHEST_LEVEL + PRIORITIES[-1] - PRIORITIES[0]
 DEFAULT_LEVEL = HIGHEST_LEVEL + PRIORITIES[-1]
 """The protocol's priorities count downwards from the highest; this is the engine's 0."""
+MANY_TENSORS = 256
+MOST_TENSORS = 16_384
+"""More than any model has; looking at all that fit into a message would take half a minute."""
 FINAL = "triton_final_response"
 
 _CODES = {code.value[0]: code.name for code in StatusCode}
@@ -73,6 +76,9 @@ def name_of(model: str, version: str, field: str = "model_name") -> ModelName:
 
 def is_heavy_request(request: pb.ModelInferRequest) -> bool:
     """Whether reading the request would hold up the event loop."""
+    num_tensors = len(request.inputs) + len(request.outputs)
+    if num_tensors > MANY_TENSORS:
+        return num_tensors <= MOST_TENSORS  # more are refused at a glance
     return num_singles(request) > MANY_VALUES
 
 
@@ -86,6 +92,8 @@ def question_from_request(request: pb.ModelInferRequest) -> OpenQuestion:
     """Read a request.  Raises InvalidName, InvalidTensor or InvalidSpec; of tensors, all that is wrong at once."""
     name = name_of(request.model_name, request.model_version)
     wrong: list[Violation] = []
+    if len(request.inputs) + len(request.outputs) > MOST_TENSORS:
+        raise InvalidSpec([Violation("inputs", f"with the outputs, at most {MOST_TENSORS:,} can be named")])
     priority = _priority(request.parameters, wrong)
     timeout_seconds = _timeout_seconds(request.parameters, wrong)
     _refuse_sequences(request.parameters, wrong)

@@ -110,10 +110,10 @@ def count_elements(
     lengths: Sequence[int], field: str, data_type: DataType | None, violations: list[Violation]
 ) -> int | None:
     """How many elements a shape has, or None when something was added to `violations`."""
-    shape = tuple(lengths)
-    if len(shape) > MOST_AXES:
-        violations.append(Violation(f"{field}.shape", f"has {len(shape)} axes, at most {MOST_AXES} are possible"))
+    if len(lengths) > MOST_AXES:
+        violations.append(Violation(f"{field}.shape", f"has {len(lengths)} axes, at most {MOST_AXES} are possible"))
         return None
+    shape = tuple(lengths)
     if any(length < 0 for length in shape):
         violations.append(Violation(f"{field}.shape", f"is {list(shape)}: lengths must not be negative"))
         return None
