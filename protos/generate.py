@@ -32,7 +32,9 @@ def generate(into: Path) -> None:
 
 def _protoc(sources: list[str], *outputs: str) -> None:
     includes = [f"-I{PROTOS}", f"-I{files('grpc_tools') / '_proto'}"]
-    plugins = [f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    plugins = [
+        f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
     if protoc.main(["protoc", *includes, *plugins, *outputs, *sources]) != 0:
         raise SystemExit("protoc refused the contracts; its message stands above")
 
