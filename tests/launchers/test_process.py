@@ -278,6 +278,6 @@ async def test_another_server_sees_whether_an_agent_is_still_there(tmp_path: Pat
 
 async def _ending(launcher: ProcessLauncher, attempt: int, folder: Path) -> str:
     async with asyncio.timeout(20):
-        while (ending := await launcher.ending(JOB, attempt, folder)) is None:
+        while (ending := await launcher.ending(JOB, attempt, folder)) is None:  # noqa: ASYNC110 - it rings no bell
             await asyncio.sleep(0.01)
     return ending

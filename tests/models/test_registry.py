@@ -80,6 +80,8 @@ async def test_the_same_origin_is_the_same_version_however_often_and_at_once(reg
     assert {version.version for version in versions} == {1}
     with pytest.raises(RequestIdReused) as caught:
         await registry.register(a_version(), origin="job:j1", origin_digest="sha256:2")
+    assert await registry.find_origin("job:j1") == versions[0]
+    assert await registry.find_origin("job:j2") is None
     assert caught.value.existing == "models/digits/versions/1"
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace_server.errors import Draining
+from headrace_server.errors import Draining, IllegalTransition
+from headrace_server.models.version import ModelVersion, NewVersion
 from headrace_server.names import JobName
 from headrace_server.training.events import Event, StateChanged
 from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerSession
@@ -13,6 +14,7 @@ from headrace_server.training.states import JobState
 from tests.doubles.mortal_database import PowerCut
 from tests.doubles.scripted_workers import ScriptedWorker, finish
 from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
+from tests.doubles.until import until
 
 
 async def train_on(worker: ScriptedWorker) -> None:
@@ -288,6 +290,50 @@ async def test_a_server_that_is_killed_at_any_transaction_loses_and_repeats_noth
             if not was_dead:
                 break
     assert dies_at > 8
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_version_that_is_registered_is_always_named_by_its_job(
+    tmp_path: Path, is_cancelled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with training_house(tmp_path) as house:
+        register = house.registry.register
+
+        async def register_and_die(new: NewVersion, *, origin: str, origin_digest: str) -> ModelVersion:
+            version = await register(new, origin=origin, origin_digest=origin_digest)
+            house.database.is_dead = True
+            return version
+
+        house.registry.register = register_and_die  # type: ignore[method-assign]
+        job = await house.start()
+        await until(lambda: house.database.is_dead)
+
+        await house.restart()
+        if is_cancelled:  # before the next server has looked at what the last one left
+            with pytest.raises(IllegalTransition):
+                await house.desk.cancel(job.name, kill=True, reason="")
+        over = await house.over(job)
+        await house.cleaned_up(job)
+
+        assert over.state is JobState.SUCCEEDED
+        assert over.model_version == "models/flowers/versions/1"
+        assert (await house.registry.get("flowers")).latest_version == 1
+        assert "training.supervision_failed" not in capsys.readouterr().out
+
+
+async def test_a_fault_of_ours_after_a_version_is_registered_does_not_take_it_from_its_job(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        register = house.registry.register
+
+        async def register_and_fail(new: NewVersion, *, origin: str, origin_digest: str) -> ModelVersion:
+            await register(new, origin=origin, origin_digest=origin_digest)
+            raise ZeroDivisionError
+
+        house.registry.register = register_and_fail  # type: ignore[method-assign]
+        over = await house.over(await house.start())
+
+        assert over.state is JobState.SUCCEEDED
+        assert over.model_version == "models/flowers/versions/1"
 
 
 async def _wait_for_death_or_end(house: TrainingHouse) -> None:

@@ -190,6 +190,12 @@ class Registry:
             self._lines.remember_version(version)
         return version
 
+    async def find_origin(self, origin: str) -> ModelVersion | None:
+        """The version that was registered with this origin, such as "job:…"; None when there is none."""
+        async with self._database.read() as connection:
+            found = await records.find_origin(connection, origin)
+        return None if found is None else found[0]
+
     async def get(self, model: str) -> Model:
         """One model.  Raises ModelNotFound."""
         async with self._database.read() as connection:

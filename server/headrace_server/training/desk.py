@@ -36,13 +36,14 @@ from headrace_server.training.job import Job
 from headrace_server.training.jobs import JobStore
 from headrace_server.training.journals import Journals, Stream
 from headrace_server.training.leftovers import Leftovers
+from headrace_server.training.means import Means
 from headrace_server.training.owned_tasks import OwnedTasks
 from headrace_server.training.publication import Publisher
 from headrace_server.training.queue import JobQueue
 from headrace_server.training.session import WorkerHello, WorkerSession
 from headrace_server.training.spec import TrainingSpec
 from headrace_server.training.states import JobState
-from headrace_server.training.supervisor import Means, Supervisor
+from headrace_server.training.supervisor import Supervisor
 from headrace_server.training.workers import Workers
 
 LONGEST_REASON = 1000
@@ -239,6 +240,7 @@ class TrainingDesk:
                 supervisor = self._supervise(job.id)
         else:
             async with supervisor.deciding:
+                await supervisor.settle()
                 clear = supervisor
                 job = await self._jobs.amend(name.job, lambda it: _cancel(it, reason, is_clear=clear.is_clear))
         if supervisor is not None:

@@ -24,6 +24,10 @@ class Models(Protocol):
         """Number and keep a version; the same origin is the same version, however often it is registered."""
         ...
 
+    async def find_origin(self, origin: str) -> ModelVersion | None:
+        """The version that was registered with this origin; None when there is none."""
+        ...
+
     async def resolve(self, name: ModelName) -> ModelVersion:
         """The version that a name means.  Raises ModelNotFound."""
         ...

@@ -22,11 +22,17 @@ class Publisher:
         self._store = store
         self._models = models
 
+    async def find(self, job: Job) -> ModelVersion | None:
+        """The version that a job has become, also when the job does not say so yet; None when it has become none."""
+        return await self._models.find_origin(_origin(job))
+
     async def publish(self, job: Job, attempt: Attempt) -> ModelVersion:
         """Register what the attempt exported; the job's version, if it has one already.
 
         Raises InvalidModel when the export cannot be read, or names files outside its folder.
         """
+        if (known := await self.find(job)) is not None:
+            return known
         export = await self._read(job, attempt)
         digests = (job.best_checkpoint, job.latest_checkpoint)
         step = export.lineage.step
@@ -48,7 +54,7 @@ class Publisher:
         )
         # The digest is the job's, not the export's: a second worker may export again after the first was registered.
         digest = hashlib.sha256(job.spec.model_dump_json().encode()).hexdigest()
-        return await self._models.register(new, origin=f"job:{job.id}", origin_digest=f"sha256:{digest}")
+        return await self._models.register(new, origin=_origin(job), origin_digest=f"sha256:{digest}")
 
     async def _read(self, job: Job, attempt: Attempt) -> PublishedExport:
         folder = export_prefix(job.id, attempt.number)
@@ -67,3 +73,7 @@ class Publisher:
             if artifact.key not in stored:
                 raise InvalidModel(f"the exported file {artifact.key!r} is not in the store below {folder}")
         return export
+
+
+def _origin(job: Job) -> str:
+    return f"job:{job.id}"

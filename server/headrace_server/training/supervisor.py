@@ -7,10 +7,9 @@ process has left the job.  What the end of a worker means is decided in `conclus
 import asyncio
 import hmac
 import secrets
-import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
@@ -20,8 +19,6 @@ from headrace_server.datasets.dataset import DatasetVersion
 from headrace_server.errors import DatasetNotFound, Draining, HeadraceError, Invalid, Overloaded, WorkerFenced
 from headrace_server.launchers.launcher import CannotKill, CannotLaunch
 from headrace_server.names import DatasetName
-from headrace_server.settings import TrainingSettings
-from headrace_server.telemetry.metrics import Metrics
 from headrace_server.training.amendment import Amendment
 from headrace_server.training.attempt import Attempt
 from headrace_server.training.conclusion import (
@@ -33,38 +30,18 @@ from headrace_server.training.conclusion import (
     conclude_success,
     is_final,
 )
-from headrace_server.training.goods import Datasets
 from headrace_server.training.job import Failure, Job
-from headrace_server.training.jobs import JobStore
-from headrace_server.training.leftovers import Leftovers
-from headrace_server.training.owned_tasks import OwnedTasks
-from headrace_server.training.publication import Publisher
+from headrace_server.training.means import Means
 from headrace_server.training.recording import record
 from headrace_server.training.rows import StoredJob
 from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerReport, WorkerSession
 from headrace_server.training.states import JobState
 from headrace_server.training.watch import Order, Watch
-from headrace_server.training.workers import Workers
 
 LONGEST_PAUSE_SECONDS = 30.0
 FAREWELL_SECONDS = 1.0
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What every supervisor works with."""
-
-    jobs: JobStore
-    workers: Workers
-    publisher: Publisher
-    leftovers: Leftovers
-    datasets: Datasets
-    settings: TrainingSettings
-    metrics: Metrics
-    tasks: OwnedTasks
-    clock: Callable[[], float] = time.monotonic
 
 
 class Supervisor:
@@ -119,6 +96,17 @@ class Supervisor:
             await self._means.workers.remove_job(self._job)
         except (HeadraceError, CannotKill, SQLAlchemyError, OSError) as error:
             log.warning("training.not_cleaned_up", job=self._job, error=repr(error))
+
+    async def settle(self) -> bool:
+        """End a job as SUCCEEDED whose result is registered already, which a server may not have lived to say.
+
+        Returns whether that was so.  The caller holds `deciding`.
+        """
+        stored = await self._means.jobs.get(self._job)
+        if not _has_result(stored) or (version := await self._means.publisher.find(stored.job)) is None:
+            return False
+        await self._amend(lambda it: conclude_success(it, version.name))
+        return True
 
     def stop(self, *, kill: bool) -> None:
         """Pass on that the job was cancelled."""
@@ -284,6 +272,8 @@ class Supervisor:
     async def _conclude(self, watch: Watch, end: TrainerEnded | Silence) -> None:
         async with self.deciding:
             before = await self._means.jobs.get(self._job)
+            if before.job.state.is_terminal:
+                return  # it was settled meanwhile
             match end:
                 case TrainerEnded(outcome=Outcome.FINISHED) if _has_result(before):
                     after = await self._finish(before)
@@ -332,8 +322,10 @@ class Supervisor:
         failure = Failure(
             reason="INTERNAL", message=f"the server failed; id {self._fault}", metadata={"error_id": self._fault}
         )
-        await self._means.workers.remove(self._job, attempt)
-        await self._amend(lambda it: conclude_refusal(it, "INTERNAL", failure))
+        async with self.deciding:
+            if not await self.settle():
+                await self._means.workers.remove(self._job, attempt)
+                await self._amend(lambda it: conclude_refusal(it, "INTERNAL", failure))
 
     async def _amend(self, change: Callable[[Amendment], None]) -> Job:
         def apply(amendment: Amendment) -> Job:
@@ -398,5 +390,6 @@ class Supervisor:
 
 
 def _has_result(stored: StoredJob) -> bool:
-    """Whether a worker that finished has left something to register, and still may."""
-    return bool(stored.attempt.manifest_key) and stored.job.state is not JobState.CANCELLING
+    """Whether a worker has left something to register, and still may."""
+    job = stored.job
+    return bool(stored.attempt.manifest_key) and job.state.has_worker and job.state is not JobState.CANCELLING

@@ -74,11 +74,9 @@ class Watch:
             seconds = min(self._lease.seconds_left(), self._seconds_to_kill())
             if seconds <= 0:
                 return self._describe_silence()
-            if self.session is None and (ending := await self._look()) is not None:
-                # A connection is gone only when all that came over it is kept: nothing can be on its way any more.
-                if self._ended is None and self.session is None:
-                    return self._describe_death(ending)
-                continue
+            # A connection is gone only when all that came over it is kept: nothing can be on its way any more.
+            if self._is_missed() and (ending := await self._look()) is not None and self._is_missed():
+                return self._describe_death(ending)
             try:
                 async with asyncio.timeout(min(seconds, self._lease.tick_seconds, LOOK_SECONDS)):
                     await bell.wait()
@@ -149,6 +147,10 @@ class Watch:
     @property
     def _grace_seconds(self) -> float:
         return 0.0 if self._order is Order.KILL else self._settings.cancel_grace_seconds
+
+    def _is_missed(self) -> bool:
+        """Whether it has neither a connection nor an end."""
+        return self.session is None and self._ended is None
 
     def _seconds_to_kill(self) -> float:
         return float("inf") if self._kill_at is None else self._kill_at - self._clock()
