@@ -109,13 +109,19 @@ class ScriptedWorker:
         for step in steps:
             await self.say(a_step(step), LogLine(source=LogSource.STDOUT, text=f"step {step}"))
 
+    async def evaluate(self, step: int, *, is_best: bool = True) -> None:
+        """Report an evaluation."""
+        await self.say(
+            EvaluationCompleted(step=step, epoch=1, metrics={"loss": 1 / step}, is_best=is_best, num_rows=10)
+        )
+
     async def save(self, step: int, *, is_best: bool = True) -> None:
         """Put a checkpoint into the store and report it."""
         key = f"{self.assignment.checkpoint_prefix}{step:012d}-{self.attempt:04d}/manifest.json"
         blob = await self._launcher.store.put_bytes(key, b"{}")
+        await self.evaluate(step, is_best=is_best)
         await self.say(
-            EvaluationCompleted(step=step, epoch=1, metrics={"loss": 1 / step}, is_best=is_best, num_rows=10),
-            CheckpointSaved(uri=key, digest=blob.digest, step=step, is_best=is_best, size_bytes=blob.size_bytes),
+            CheckpointSaved(uri=key, digest=blob.digest, step=step, is_best=is_best, size_bytes=blob.size_bytes)
         )
 
     async def export(self, step: int) -> None:

@@ -66,6 +66,32 @@ async def test_steps_that_are_done_again_after_a_restart_are_told_once(tmp_path:
         assert steps == [1, 2, 3, 4, 5]
 
 
+async def test_evaluations_and_checkpoints_that_come_again_after_a_restart_are_told_once(tmp_path: Path) -> None:
+    async def die_twice(worker: ScriptedWorker) -> None:
+        await worker.train(range(1, 4 + worker.attempt))
+        await worker.evaluate(2)
+        await worker.evaluate(2 + worker.attempt)
+        if worker.attempt < 3:
+            await worker.end(KILLED)
+        worker.assignment = worker.assignment.model_copy(update={"attempt": 1})  # so that it has the same key
+        await worker.save(6)
+        await worker.save(6)
+        await worker.save(7)
+        await worker.export(7)
+        await worker.end(TrainerEnded(Outcome.FINISHED, exit_code=0))
+
+    async with training_house(tmp_path, die_twice) as house:
+        job = await house.start()
+        events = await house.history(job)
+        over = await house.desk.get(job.name)
+
+        evaluated = [event.happening.step for event in events if event.happening.kind == "evaluation_completed"]
+        assert evaluated == [2, 3, 4, 5, 6, 7]
+        saved = [event.happening for event in events if event.happening.kind == "checkpoint_saved"]
+        assert [checkpoint.step for checkpoint in saved] == [6, 7]
+        assert over.latest_checkpoint == saved[-1]
+
+
 async def test_a_job_that_has_used_up_its_restarts_fails_with_the_evidence(tmp_path: Path) -> None:
     async def die(worker: ScriptedWorker) -> None:
         await worker.train(range(1, 3))

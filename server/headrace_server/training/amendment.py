@@ -100,7 +100,7 @@ class Amendment:
     def begin_attempt(self, token: str) -> None:
         """Give the job to a new worker, whose secret is `token`; every earlier worker is fenced."""
         number = self._attempt.number + 1
-        self._attempt = Attempt(number=number, token=token)
+        self._attempt = Attempt(number=number, token=token, evaluated_step=self._attempt.evaluated_step)
         self._change(attempt=number, started_at=self._job.started_at or self.now)
 
     def note_worker(self, **fields: Any) -> None:

@@ -22,6 +22,8 @@ class Attempt(BaseModel):
     """The trainer's process group; 0 while none is known."""
     manifest_key: str = ""
     """Of the export that it has published; empty before."""
+    evaluated_step: int = -1
+    """The last step of which the history has an evaluation, by whichever worker; goes over to the next.  -1: none."""
     ended: TrainerEnded | None = None
     """How its trainer ended, as soon as it has said so."""
 

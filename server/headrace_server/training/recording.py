@@ -51,11 +51,12 @@ def _take(amendment: Amendment, report: WorkerReport) -> None:
     match content:
         case StepCompleted():
             _take_step(amendment, report, content)
-        case EvaluationCompleted() | WarningRaised():
+        case EvaluationCompleted():
+            _take_evaluation(amendment, report, content)
+        case WarningRaised():
             amendment.append(content, report.time)
         case CheckpointSaved():
-            amendment.append(content, report.time)
-            amendment.note_checkpoint(content)
+            _take_checkpoint(amendment, report, content)
         case PhaseChanged():
             amendment.append(content, report.time)
             _follow_phase(amendment, content.phase)
@@ -77,6 +78,20 @@ def _take_step(amendment: Amendment, report: WorkerReport, step: StepCompleted) 
     _begin_running(amendment)
     amendment.append(step, report.time)
     amendment.note_step(latest_step=step)
+
+
+def _take_evaluation(amendment: Amendment, report: WorkerReport, evaluation: EvaluationCompleted) -> None:
+    if evaluation.step <= amendment.attempt.evaluated_step:
+        return  # as with steps; a training that is continued comes to the same figures
+    amendment.append(evaluation, report.time)
+    amendment.note_worker(evaluated_step=evaluation.step)
+
+
+def _take_checkpoint(amendment: Amendment, report: WorkerReport, checkpoint: CheckpointSaved) -> None:
+    latest = amendment.job.latest_checkpoint
+    if latest is None or checkpoint.uri != latest.uri:  # the same content has the same place
+        amendment.append(checkpoint, report.time)
+    amendment.note_checkpoint(checkpoint)
 
 
 def _follow_phase(amendment: Amendment, phase: str) -> None:

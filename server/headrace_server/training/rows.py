@@ -21,7 +21,7 @@ from headrace_server.training.filter import Condition, FilterField
 from headrace_server.training.job import Job
 from headrace_server.training.states import JobState
 
-_PROCESS_FIELDS = {"pid", "host", "trainer_pid", "manifest_key", "ended"}
+_PROCESS_FIELDS = {"pid", "host", "trainer_pid", "manifest_key", "evaluated_step", "ended"}
 
 
 @dataclass(frozen=True, slots=True)
