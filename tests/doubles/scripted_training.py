@@ -134,6 +134,7 @@ class ScriptedTraining(TrainingServiceServicer):
     async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.StreamLogsResponse]:
         await self._maybe_refuse(context)
         self.cursors.append(request.after_sequence)
+        yield pb.StreamLogsResponse(heartbeat=pb.Heartbeat(latest_sequence=len(self.log)))
         left = self.cuts.pop(0) if self.cuts else None
         for line in self.log[request.after_sequence :]:
             if left == 0:

@@ -6,7 +6,7 @@ Letting go of a run never touches the job: it is the server's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import timedelta
 
@@ -28,10 +28,6 @@ from headrace.training.v1.training_service_pb2 import (
     StreamProgressResponse,
 )
 from headrace.wire import Wire
-
-_QUIET_SECONDS = 1.0
-_FIRST_LINE_SECONDS = 5.0
-"""Longer, because the first line also waits for a connection."""
 
 
 class TrainingRun:
@@ -146,21 +142,22 @@ class TrainingRun:
     ) -> AsyncGenerator[LogLine, None]:
         """Yield every line of the job's log after sequence `after`, each exactly once, until the job has ended.
 
-        With `follow=False` it ends at the present end of the log: when the job has ended, or no line came for a second.
+        With `follow=False` it ends where the log ended when it was opened.
         """
         cursor = _LogCursor(after)
+        end: int | None = None
 
         def connect(sequence: int) -> grpc.aio.UnaryStreamCall[StreamLogsRequest, StreamLogsResponse]:
             return self._wire.training.StreamLogs(StreamLogsRequest(name=self.name, after_sequence=sequence))
 
         async with aclosing(read_resuming(self._wire, connect, cursor, on_interruption)) as frames:
-            patience = None if follow else _FIRST_LINE_SECONDS
-            while (frame := await _next(frames, patience)) is not None:
-                patience = None if follow else _QUIET_SECONDS
+            async for frame in frames:
                 if frame.HasField("line") and frame.line.sequence > cursor.sequence:
                     cursor.sequence = frame.line.sequence
                     yield frame.line
-                elif not follow and frame.HasField("heartbeat") and frame.heartbeat.latest_sequence <= cursor.sequence:
+                elif not follow and end is None and frame.HasField("heartbeat"):
+                    end = frame.heartbeat.latest_sequence  # the first frame of the first connection
+                if end is not None and cursor.sequence >= end:
                     return
 
 
@@ -186,17 +183,6 @@ class _LogCursor:
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
-
-
-async def _next(frames: AsyncIterator[StreamLogsResponse], seconds: float | None) -> StreamLogsResponse | None:
-    """The next frame; None at the end, or when none comes in time."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await anext(frames, None)
-    except TimeoutError:
-        if seconds is None:
-            raise
-        return None
 
 
 def _duration(period: timedelta | None) -> Duration | None:

@@ -63,9 +63,10 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
     async def StreamLogs(  # type: ignore[override]  # frames are encoded once for all readers
         self, request: pb.StreamLogsRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        """Yield the log after the cursor as it grows, already encoded."""
+        """Yield a heartbeat, then the log after the cursor as it grows, already encoded."""
         name = JobName.parse(request.name)
         after = _cursor(request.after_sequence)
+        yield await self._log_frame(name, None)
         async with closed_after(self._desk.follow_logs(name, after)) as entries:
             async for entry in entries:
                 yield await self._log_frame(name, entry)

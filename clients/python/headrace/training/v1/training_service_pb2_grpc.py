@@ -99,7 +99,8 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamLogs(self, request, context):
-        """Follows the log of one job under the same rules of cursor and ending as StreamProgress.
+        """Follows the log of one job under the same rules of cursor and ending as StreamProgress.  The first frame is a
+        heartbeat, whose `latest_sequence` says how long the log is by now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

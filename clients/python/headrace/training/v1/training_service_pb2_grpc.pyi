@@ -48,7 +48,9 @@ class TrainingServiceStub:
     again with the last sequence you saw.  Closing the stream does not affect the job.
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_training_service_pb2.StreamLogsRequest, _training_service_pb2.StreamLogsResponse]
-    """Follows the log of one job under the same rules of cursor and ending as StreamProgress."""
+    """Follows the log of one job under the same rules of cursor and ending as StreamProgress.  The first frame is a
+    heartbeat, whose `latest_sequence` says how long the log is by now.
+    """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetTrainingJobRequest, _training_service_pb2.GetTrainingJobResponse]
     """Returns one job as it is now."""
     ListTrainingJobs: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainingJobsRequest, _training_service_pb2.ListTrainingJobsResponse]
@@ -80,7 +82,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     again with the last sequence you saw.  Closing the stream does not affect the job.
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_training_service_pb2.StreamLogsRequest, _training_service_pb2.StreamLogsResponse]  # type: ignore[assignment]
-    """Follows the log of one job under the same rules of cursor and ending as StreamProgress."""
+    """Follows the log of one job under the same rules of cursor and ending as StreamProgress.  The first frame is a
+    heartbeat, whose `latest_sequence` says how long the log is by now.
+    """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetTrainingJobRequest, _training_service_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
     """Returns one job as it is now."""
     ListTrainingJobs: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainingJobsRequest, _training_service_pb2.ListTrainingJobsResponse]  # type: ignore[assignment]
@@ -127,7 +131,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.StreamLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_service_pb2.StreamLogsResponse], _abc.AsyncIterator[_training_service_pb2.StreamLogsResponse]]:
-        """Follows the log of one job under the same rules of cursor and ending as StreamProgress."""
+        """Follows the log of one job under the same rules of cursor and ending as StreamProgress.  The first frame is a
+        heartbeat, whose `latest_sequence` says how long the log is by now.
+        """
 
     @_abc_1.abstractmethod
     def GetTrainingJob(
