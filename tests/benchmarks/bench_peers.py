@@ -153,9 +153,6 @@ async def run(program: Path, seconds: float, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--mlserver", type=Path, required=True, help="the program `mlserver` of an environment of its own"
-    )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
