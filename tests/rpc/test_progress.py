@@ -221,11 +221,13 @@ async def test_a_log_is_followed_under_the_same_rules() -> None:
     desk.write_line("two")
     async with open_door(desk) as door:
         stream: Any = door.training.StreamLogs(pb.StreamLogsRequest(name="trainingJobs/j1", after_sequence=1))
+        length = await stream.read()
         first = await stream.read()
         beat = await stream.read()
         desk.happen(SUCCEEDED, state=JobState.SUCCEEDED)
         while await stream.read() is not grpc.aio.EOF:
             pass
 
+        assert length.heartbeat.latest_sequence == 2
         assert (first.line.sequence, first.line.text) == (2, "two")
         assert beat.heartbeat.latest_sequence == 2
