@@ -224,6 +224,8 @@ class ScriptedLauncher:
         self.script = script
         self.workers: dict[tuple[str, int], ScriptedWorker] = {}
         self.kills: list[tuple[str, int, int]] = []
+        self.waits: list[tuple[str, int]] = []
+        """Who was let end by itself."""
         self.cannot_launch = 0
         """So many launches fail."""
         self.cannot_kill = 0
@@ -255,6 +257,7 @@ class ScriptedLauncher:
 
     async def wait(self, job: str, attempt: int, folder: Path, seconds: float) -> bool:
         """Nobody here takes any time to end."""
+        self.waits.append((job, attempt))
         return True
 
     async def kill(self, job: str, attempt: int, folder: Path, trainer_pid: int) -> int:

@@ -83,3 +83,23 @@ async def test_a_job_that_succeeds_leaves_no_warning(tmp_path: Path) -> None:
             assert [line["event"] for line in about if line["event"].startswith("launcher.")] == []
     finally:
         end_processes_of(data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_an_agent_that_has_told_of_its_trainers_death_ends_by_itself(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    watcher = Watcher("j")
+    try:
+        async with running(data) as (server, callers):
+            await upload_flowers(callers)
+            await callers.training.StartTraining(learn_flowers("j", epochs=60))
+            watching = asyncio.ensure_future(watcher.watch(callers))
+            await watcher.saw(is_step)
+            (await first_agent(server)).children()[0].kill()
+
+            assert await asyncio.wait_for(watching, 100) is grpc.StatusCode.OK
+            assert any(is_recovering(event) for event in watcher.events)
+            assert [line for line in server.lines if "killed" in line["event"]] == []
+    finally:
+        end_processes_of(data)

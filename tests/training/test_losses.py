@@ -47,6 +47,7 @@ async def test_a_dead_trainer_is_replaced_and_the_next_continues_from_the_checkp
         assert "memory ran out" in lost.message
         assert "checkpoint at step 2" in lost.message
         assert house.metrics.worker_restarts.labels("died")._value.get() == 1
+        assert house.launcher.waits[0] == (job.id, 1), "an agent that has said its last word is not killed for it"
 
 
 async def test_steps_that_are_done_again_after_a_restart_are_told_once(tmp_path: Path) -> None:
@@ -141,6 +142,7 @@ async def test_a_silent_worker_is_seen_within_its_lease_and_gone_before_the_next
         assert (job.id, 1, 1001) in house.launcher.kills
         assert house.launcher.workers[job.id, 1].is_alive is False
         assert house.metrics.worker_restarts.labels("silent")._value.get() == 1
+        assert (job.id, 1) not in house.launcher.waits
 
 
 async def test_a_worker_that_loses_its_connection_and_comes_back_in_time_loses_nothing(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class ProcessLauncher(Launcher):
         num_killed = await asyncio.to_thread(_kill, folder, trainer_pid)
         self._launched.pop((job, attempt), None)
         if num_killed:
-            log.warning("launcher.killed", job=job, attempt=attempt, processes=num_killed)
+            log.info("launcher.killed", job=job, attempt=attempt, processes=num_killed)
         return num_killed
 
     async def close(self) -> None:

@@ -203,7 +203,9 @@ class Supervisor:
         if self._is_leaving:
             return True
         if job.state is JobState.RECOVERING and not self._is_clear:
-            await self._means.workers.remove(self._job, attempt)
+            # One that has said its last word is about to end by itself.
+            patience = self._means.settings.lease_seconds if attempt.ended is not None else 0.0
+            await self._means.workers.remove(self._job, attempt, patience)
             self._is_clear = True
         if attempt.number > 0 and await self._pause(self._delay_seconds(max(job.restarts, self._num_setbacks)), bell):
             return False  # something has changed
