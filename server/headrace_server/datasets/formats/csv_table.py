@@ -2,7 +2,7 @@
 
 A column is `int64`, `double` or `bool` if every value of it in the whole file reads as one, else `string`, or `null` if
 it holds nothing.  Unquoted NA, N/A, NaN, nan, null, NULL, #N/A and nothing at all are missing values; in columns of
-numbers, so is a quoted nothing.  The file is read in blocks: memory does not grow with its size.
+numbers, so are blanks and a quoted nothing.  The file is read in blocks: memory does not grow with its size.
 """
 
 import codecs
@@ -61,7 +61,7 @@ class _ColumnSurvey:
 
     def observe(self, texts: pa.StringArray) -> None:
         self.num_null += texts.null_count
-        num_nothing = pc.sum(pc.equal(texts, "")).as_py() or 0
+        num_nothing = pc.sum(pc.equal(pc.ascii_trim_whitespace(texts), "")).as_py() or 0
         self.num_nothing += num_nothing
         self.num_present += len(texts) - texts.null_count - num_nothing
         for candidate in list(self.candidates):
