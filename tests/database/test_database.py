@@ -5,12 +5,13 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy import Connection, delete, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from headrace_server.database.database import Database
@@ -140,6 +141,74 @@ async def test_a_write_that_is_cancelled_anywhere_lets_the_next_one_write_at_onc
     finally:
         gc.enable()
     assert asyncio.CancelledError in outcomes
+
+
+async def test_a_transaction_in_one_go_is_whole_or_nothing_and_takes_its_turn(database: Database) -> None:
+    def insert_and_count(name: str) -> Callable[[Connection], int]:
+        def work(connection: Connection) -> int:
+            before = connection.scalar(select(func.count()).select_from(datasets))
+            connection.execute(insert(datasets).values(id=name, created_at=NOW))
+            assert before is not None
+            return before
+
+        return work
+
+    async def count_up(name: str) -> int:
+        return await database.transact(insert_and_count(name))
+
+    counts = await asyncio.gather(*(count_up(f"d{number}") for number in range(6)), add(database, "other"))
+    assert max(count for count in counts if count is not None) in (5, 6)
+    assert len(await ids(database)) == 7
+
+    def insert_and_raise(connection: Connection) -> None:
+        connection.execute(insert(datasets).values(id="never", created_at=NOW))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await database.transact(insert_and_raise)
+    with pytest.raises(IntegrityError):
+        await database.transact(insert_and_count("d1"))
+    assert "never" not in await ids(database)
+    assert await count_up("after") == 7
+
+
+async def test_a_transaction_in_one_go_ends_before_its_caller_leaves(database: Database) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def linger(connection: Connection) -> None:
+        connection.execute(insert(datasets).values(id="a", created_at=NOW))
+        begun.set()
+        assert may_end.wait(20)
+
+    lingering = asyncio.ensure_future(database.transact(linger))
+    assert await asyncio.to_thread(begun.wait, 20)
+    lingering.cancel()
+    adding = asyncio.ensure_future(add(database, "b"))
+    done, _ = await asyncio.wait([lingering, adding], timeout=0.1)
+    assert not done
+    may_end.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await lingering
+    await adding
+    assert await ids(database) == ["a", "b"]
+
+
+async def test_a_transaction_in_one_go_is_as_durable_as_any(database: Database) -> None:
+    def look(connection: Connection) -> tuple[int, str, int]:
+        asked = (connection.exec_driver_sql(f"PRAGMA {it}").scalar_one() for it in ("synchronous", "journal_mode"))
+        return (*asked, connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one())
+
+    assert await database.transact(look) == (2, "wal", 1)
+
+
+async def test_a_database_in_memory_takes_transactions_in_one_go_too() -> None:
+    database = await Database.open("sqlite+aiosqlite:///:memory:")
+    try:
+        await database.transact(lambda it: it.execute(insert(datasets).values(id="a", created_at=NOW)).close())
+        assert await ids(database) == ["a"]
+    finally:
+        await database.close()
 
 
 async def test_moments_come_back_in_utc(database: Database) -> None:

@@ -1,12 +1,16 @@
 """A database whose server process dies at a chosen transaction, before or after its commit, or whose disk is full."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from headrace_server.database.database import Database
 from headrace_server.errors import StorageFull
+
+R = TypeVar("R")
 
 
 class PowerCut(OSError):
@@ -27,6 +31,17 @@ class MortalDatabase(Database):
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction, or the last that the process ever sees."""
+        with self._counted():
+            async with super().write() as connection:
+                yield connection
+
+    async def transact(self, work: Callable[[Connection], R]) -> R:
+        """The same, in one go."""
+        with self._counted():
+            return await super().transact(work)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         if self.is_dead:
             raise PowerCut("dead")
         if self.is_full:
@@ -36,8 +51,7 @@ class MortalDatabase(Database):
         if is_last and not self.is_committed_at_death:
             self.is_dead = True
             raise PowerCut("died before the commit")
-        async with super().write() as connection:
-            yield connection
+        yield
         if is_last:
             self.is_dead = True
             raise PowerCut("died after the commit")

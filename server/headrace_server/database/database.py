@@ -6,16 +6,18 @@ SQLite (WAL, one writer) is the embedded default.  Knows no table by name.
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -23,6 +25,8 @@ from headrace_server.errors import CannotStart, StorageFull
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30
+
+R = TypeVar("R")
 
 
 class Database:
@@ -35,6 +39,8 @@ class Database:
         self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
         self._turn = asyncio.Lock()
+        self._writer = _make_writer(engine.url) if self._is_sqlite else None
+        self._thread = ThreadPoolExecutor(1, "database-writer")
 
     @classmethod
     async def open(cls, url: str) -> "Database":
@@ -76,7 +82,7 @@ class Database:
 
         Raises StorageFull when the disk has no room for it.
         """
-        try:
+        with _telling_of_full_disks():
             if not self._is_sqlite:
                 async with self._engine.begin() as connection:
                     yield connection
@@ -85,14 +91,62 @@ class Database:
                 await connection.execution_options(headrace_writes=True)
                 async with connection.begin():
                     yield connection
-        except OperationalError as error:
-            if "disk is full" in str(error.orig):
-                raise StorageFull(0) from error
-            raise
+
+    async def transact(self, work: Callable[[Connection], R]) -> R:
+        """Do `work` in a transaction as `write` gives them; for what is done often.
+
+        With SQLite all of it happens in one go in a thread of its own, where `write` changes threads several times for
+        each statement, which takes longer than the statement.  So `work` must touch nothing that belongs to the loop,
+        and wait for nothing.
+
+        Raises StorageFull when the disk has no room, and what `work` raises: then nothing is changed.
+        """
+        if self._writer is None:
+            async with self.write() as connection:
+                return await connection.run_sync(work)
+        with _telling_of_full_disks():
+            async with self._turn:
+                loop = asyncio.get_running_loop()
+                working = loop.run_in_executor(self._thread, _do, self._writer, copy_context(), work)
+                try:
+                    return await asyncio.shield(working)
+                except asyncio.CancelledError:
+                    # It cannot be stopped, and the next one must not begin before.  Nobody wants to know how it ended.
+                    working.add_done_callback(lambda it: it.cancelled() or it.exception())
+                    await asyncio.wait([working])
+                    raise
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.dispose)
+        self._thread.shutdown(wait=False)
         await self._engine.dispose()
+
+
+def _make_writer(url: URL) -> Engine | None:
+    """What `transact` writes with; None for a database in memory, which each engine would have one of."""
+    if not url.database or url.database == ":memory:" or url.query:
+        return None
+    writer = create_engine(url.set(drivername="sqlite"), execution_options={"headrace_writes": True})
+    event.listen(writer, "connect", _prepare_sqlite)
+    event.listen(writer, "begin", _begin_sqlite)
+    return writer
+
+
+def _do(writer: Engine, context: Context, work: Callable[[Connection], R]) -> R:
+    with writer.begin() as connection:
+        return context.run(work, connection)
+
+
+@contextlib.contextmanager
+def _telling_of_full_disks() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if "disk is full" in str(error.orig):
+            raise StorageFull(0) from error
+        raise
 
 
 def _probe_sqlite(url: URL) -> None:

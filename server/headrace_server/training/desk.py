@@ -264,12 +264,14 @@ class TrainingDesk:
         return supervisor
 
     async def _give_turn(self, job: str, supervisor: Supervisor) -> None:
+        structlog.contextvars.bind_contextvars(job=job)
         await supervisor.run()
         if self._is_draining:
             return  # the supervisor stays, for what its worker may still say
         self._tasks.run(self._end_turn(job, supervisor))
 
     async def _end_turn(self, job: str, supervisor: Supervisor) -> None:
+        structlog.contextvars.bind_contextvars(job=job)
         del self._supervisors[job]
         self._metrics.active_jobs.set(len(self._supervisors))
         self._fill_turns()

@@ -1,14 +1,13 @@
 """Rows of histories: appending, reading and forgetting entries of a job's events and log lines.
 
-Knows SQL and the two kinds of entries; knows no readers.
+Knows SQL and the two kinds of entries; knows no readers.  Blocks: everything here is meant for a thread, or `run_sync`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, select, update
 
 from headrace_server.database.tables import jobs, journal_entries, journals
 from headrace_server.training.events import HAPPENING, Event, LogEntry, LogLine
@@ -27,25 +26,25 @@ class Bounds:
     has_ended: bool
 
 
-async def bounds(connection: AsyncConnection, job: str, stream: str) -> Bounds | None:
+def bounds(connection: Connection, job: str, stream: str) -> Bounds | None:
     """The ends of one history; None when there is no such job."""
     query = (
         select(journals.c.oldest_sequence, journals.c.latest_sequence, jobs.c.state)
         .join(jobs, jobs.c.id == journals.c.job)
         .where(journals.c.job == job, journals.c.stream == stream)
     )
-    row = (await connection.execute(query)).one_or_none()
+    row = (connection.execute(query)).one_or_none()
     return None if row is None else Bounds(row[0], row[1], JobState(row[2]).is_terminal)
 
 
-async def begin(connection: AsyncConnection, job: str) -> None:
+def begin(connection: Connection, job: str) -> None:
     """Make the two histories of a new job, both empty."""
     rows = [{"job": job, "stream": stream, "oldest_sequence": 1, "latest_sequence": 0} for stream in ("events", "logs")]
-    await connection.execute(insert(journals), rows)
+    connection.execute(insert(journals), rows)
 
 
-async def read(
-    connection: AsyncConnection, job: str, stream: Literal["events", "logs"], after: int, up_to: int
+def read(
+    connection: Connection, job: str, stream: Literal["events", "logs"], after: int, up_to: int
 ) -> Sequence[Event | LogEntry]:
     """The kept entries with after < sequence <= up_to, in order."""
     query = (
@@ -58,26 +57,26 @@ async def read(
         )
         .order_by(journal_entries.c.sequence)
     )
-    rows = (await connection.execute(query)).all()
+    rows = (connection.execute(query)).all()
     if stream == "events":
         return [Event(sequence=row[0], time=row[1], happening=HAPPENING.validate_json(row[2])) for row in rows]
     return [LogEntry(sequence=row[0], time=row[1], line=LogLine.model_validate_json(row[2])) for row in rows]
 
 
-async def append(connection: AsyncConnection, job: str, entries: Sequence[Event | LogEntry]) -> None:
+def append(connection: Connection, job: str, entries: Sequence[Event | LogEntry]) -> None:
     """Store entries of one history, which follow its newest one without a gap."""
-    await connection.execute(insert(journal_entries), [_row(job, entry) for entry in entries])
+    connection.execute(insert(journal_entries), [_row(job, entry) for entry in entries])
 
 
-async def set_bounds(connection: AsyncConnection, job: str, stream: str, oldest: int, latest: int) -> None:
+def set_bounds(connection: Connection, job: str, stream: str, oldest: int, latest: int) -> None:
     """Note the ends of a history, and remove what is older than its oldest entry."""
     mine = (journals.c.job == job, journals.c.stream == stream)
-    await connection.execute(update(journals).where(*mine).values(oldest_sequence=oldest, latest_sequence=latest))
+    connection.execute(update(journals).where(*mine).values(oldest_sequence=oldest, latest_sequence=latest))
 
 
-async def forget(connection: AsyncConnection, job: str, stream: str, before: int) -> None:
+def forget(connection: Connection, job: str, stream: str, before: int) -> None:
     """Remove the entries older than `before`."""
-    await connection.execute(
+    connection.execute(
         delete(journal_entries).where(
             journal_entries.c.job == job, journal_entries.c.stream == stream, journal_entries.c.sequence < before
         )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from headrace_server.database.database import Database
@@ -66,7 +66,7 @@ class JobStore:
     async def find_request(self, request_id: str, request_digest: str) -> Job | None:
         """The job of an earlier request with that id.  Raises RequestIdReused when its body was another."""
         async with self._database.read() as connection:
-            found = await rows.fetch_request(connection, request_id)
+            found = await connection.run_sync(rows.fetch_request, request_id)
         return None if found is None else _same_request(request_id, request_digest, *found)
 
     async def exists(self, job: str) -> bool:
@@ -77,7 +77,7 @@ class JobStore:
     async def get(self, job: str) -> StoredJob:
         """One job and its newest worker.  Raises JobNotFound."""
         async with self._database.read() as connection:
-            stored = await rows.fetch(connection, job)
+            stored = await connection.run_sync(rows.fetch, job)
         if stored is None:
             raise JobNotFound(str(JobName(job)))
         return stored
@@ -105,7 +105,8 @@ class JobStore:
     async def amend(self, job: str, change: Callable[[Amendment], R]) -> R:
         """Let `change` look at the job and fill in what is to be changed, write it, show it, return what it returned.
 
-        `change` must not wait; when it raises, nothing is changed.  Amendments of one job take turns.
+        `change` must not wait, and runs in the database's thread; when it raises, nothing is changed.  Amendments of
+        one job take turns.
         Raises JobNotFound, StorageFull, and whatever `change` raises.
         """
         return await self._tasks.finish(self._amend(job, change))
@@ -115,27 +116,16 @@ class JobStore:
         await self._tasks.close()
 
     async def _create(self, job: Job, request_digest: str) -> tuple[Job, bool]:
-        async with self._database.write() as connection:
-            if job.request_id and (found := await rows.fetch_request(connection, job.request_id)):
-                return _same_request(job.request_id, request_digest, *found), False
-            if await rows.fetch(connection, job.id) is not None:
-                raise NameTaken(str(job.name))
-            first = Event(
-                sequence=1,
-                time=job.created_at,
-                happening=StateChanged(from_state=None, to_state=job.state, reason="ADMITTED"),
-            )
-            await rows.store_new(connection, job, request_digest)
-            await history.begin(connection, job.id)
-            await history.append(connection, job.id, [first])
-            await history.set_bounds(connection, job.id, "events", 1, 1)
+        known = await self._database.transact(lambda connection: _create(connection, job, request_digest))
+        if known is not None:
+            return known, False
         self._metrics.journal_appends.labels("events").inc()
         log.info("training.job_admitted", job=job.id, trainer=job.spec.trainer, model=job.spec.model)
         return job.model_copy(update={"latest_sequence": 1, "oldest_sequence": 1}), True
 
     async def _amend(self, job: str, change: Callable[[Amendment], R]) -> R:
         async with self._journals.lock(job):
-            result, written = await self._write(job, change)
+            result, written = await self._database.transact(lambda connection: self._write(connection, job, change))
             if written is not None:
                 has_ended = written.amendment.job.state.is_terminal
                 self._journals.publish(job, "events", written.events, has_ended=has_ended)
@@ -144,32 +134,31 @@ class JobStore:
             self._tell(written.amendment)
         return result
 
-    async def _write(self, job: str, change: Callable[[Amendment], R]) -> tuple[R, _Written | None]:
-        async with self._database.write() as connection:
-            stored = await rows.fetch(connection, job)
-            if stored is None:
-                raise JobNotFound(str(JobName(job)))
-            log_bounds = await history.bounds(connection, job, "logs")
-            assert log_bounds is not None
-            amendment = Amendment(stored, latest_log=log_bounds.latest, now=datetime.now(UTC))
-            result = change(amendment)
-            if not amendment.is_changed:
-                return result, None
-            await rows.store_changes(connection, StoredJob(amendment.job, amendment.attempt))
+    def _write(self, connection: Connection, job: str, change: Callable[[Amendment], R]) -> tuple[R, _Written | None]:
+        stored = rows.fetch(connection, job)
+        if stored is None:
+            raise JobNotFound(str(JobName(job)))
+        log_bounds = history.bounds(connection, job, "logs")
+        assert log_bounds is not None
+        amendment = Amendment(stored, latest_log=log_bounds.latest, now=datetime.now(UTC))
+        result = change(amendment)
+        if not amendment.is_changed:
+            return result, None
+        rows.store_changes(connection, StoredJob(amendment.job, amendment.attempt))
 
-            async def append(stream: Stream, entries: Sequence[EntryT], oldest: int, keep: int) -> Appended[EntryT]:
-                if not entries:
-                    return Appended(entries, oldest)
-                await history.append(connection, job, entries)
-                kept = history.oldest_to_keep(oldest, entries[-1].sequence, keep)
-                if kept > oldest:
-                    await history.forget(connection, job, stream, kept)
-                await history.set_bounds(connection, job, stream, kept, entries[-1].sequence)
-                return Appended(entries, kept)
+        def append(stream: Stream, entries: Sequence[EntryT], oldest: int, keep: int) -> Appended[EntryT]:
+            if not entries:
+                return Appended(entries, oldest)
+            history.append(connection, job, entries)
+            kept = history.oldest_to_keep(oldest, entries[-1].sequence, keep)
+            if kept > oldest:
+                history.forget(connection, job, stream, kept)
+            history.set_bounds(connection, job, stream, kept, entries[-1].sequence)
+            return Appended(entries, kept)
 
-            settings = self._settings
-            events = await append("events", amendment.events, stored.job.oldest_sequence, settings.keep_events)
-            lines = await append("logs", amendment.log, log_bounds.oldest, settings.keep_log_lines)
+        settings = self._settings
+        events = append("events", amendment.events, stored.job.oldest_sequence, settings.keep_events)
+        lines = append("logs", amendment.log, log_bounds.oldest, settings.keep_log_lines)
         return result, _Written(amendment, events, lines)
 
     def _tell(self, amendment: Amendment) -> None:
@@ -187,3 +176,21 @@ def _same_request(request_id: str, digest: str, stored: StoredJob, known_digest:
     if digest != known_digest:
         raise RequestIdReused(request_id, str(stored.job.name))
     return stored.job
+
+
+def _create(connection: Connection, job: Job, request_digest: str) -> Job | None:
+    """Write a new job with its first event; when its request is known, nothing: returns the job of that request."""
+    if job.request_id and (found := rows.fetch_request(connection, job.request_id)):
+        return _same_request(job.request_id, request_digest, *found)
+    if rows.fetch(connection, job.id) is not None:
+        raise NameTaken(str(job.name))
+    first = Event(
+        sequence=1,
+        time=job.created_at,
+        happening=StateChanged(from_state=None, to_state=job.state, reason="ADMITTED"),
+    )
+    rows.store_new(connection, job, request_digest)
+    history.begin(connection, job.id)
+    history.append(connection, job.id, [first])
+    history.set_bounds(connection, job.id, "events", 1, 1)
+    return None

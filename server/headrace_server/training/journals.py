@@ -109,7 +109,7 @@ class Journals:
 
             async def read_page(after: int, up_to: int) -> Sequence[Any]:
                 async with self._page_reads, self._database.read() as connection:
-                    return await history.read(connection, job, stream, after, up_to)
+                    return await connection.run_sync(history.read, job, stream, after, up_to)
 
             journal = Journal(read_page, oldest=bounds.oldest, latest=bounds.latest, has_ended=bounds.has_ended)
             if self._is_draining:
@@ -118,7 +118,7 @@ class Journals:
             return journal
 
     async def _bounds(self, connection: AsyncConnection, job: str, stream: Stream) -> history.Bounds:
-        bounds = await history.bounds(connection, job, stream)
+        bounds = await connection.run_sync(history.bounds, job, stream)
         if bounds is None:
             raise JobNotFound(str(JobName(job)))
         return bounds

@@ -1,6 +1,6 @@
 """Jobs as rows: reading a row into values, writing values into a row, and the queries for lists.
 
-Knows SQL and the values; decides nothing.
+Knows SQL and the values; decides nothing.  What takes a connection blocks: it is meant for a thread, or `run_sync`.
 """
 
 import json
@@ -10,8 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Row, Select, String, and_, insert, or_, select, type_coerce, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, Row, Select, String, and_, insert, or_, select, type_coerce, update
 
 from headrace_server.database.tables import jobs, journals
 from headrace_server.errors import InvalidPageToken
@@ -43,19 +42,19 @@ def select_jobs() -> Select[Any]:
     return select(jobs, journals.c.oldest_sequence, journals.c.latest_sequence).join(journals, mine)
 
 
-async def fetch(connection: AsyncConnection, job: str) -> StoredJob | None:
+def fetch(connection: Connection, job: str) -> StoredJob | None:
     """One job; None when there is none of that id."""
-    row = (await connection.execute(select_jobs().where(jobs.c.id == job))).one_or_none()
+    row = (connection.execute(select_jobs().where(jobs.c.id == job))).one_or_none()
     return None if row is None else read(row)
 
 
-async def fetch_request(connection: AsyncConnection, request_id: str) -> tuple[StoredJob, str] | None:
+def fetch_request(connection: Connection, request_id: str) -> tuple[StoredJob, str] | None:
     """The job that a request id belongs to, with the digest of that request."""
-    row = (await connection.execute(select_jobs().where(jobs.c.request_id == request_id))).one_or_none()
+    row = (connection.execute(select_jobs().where(jobs.c.request_id == request_id))).one_or_none()
     return None if row is None else (read(row), row.request_digest)
 
 
-async def store_new(connection: AsyncConnection, job: Job, request_digest: str) -> None:
+def store_new(connection: Connection, job: Job, request_digest: str) -> None:
     """Insert the row of a new job."""
     dataset = DatasetName.parse(job.spec.dataset)
     row = {
@@ -70,12 +69,12 @@ async def store_new(connection: AsyncConnection, job: Job, request_digest: str) 
         "created_at": job.created_at,
         **_changeable(StoredJob(job, Attempt())),
     }
-    await connection.execute(insert(jobs).values(row))
+    connection.execute(insert(jobs).values(row))
 
 
-async def store_changes(connection: AsyncConnection, stored: StoredJob) -> None:
+def store_changes(connection: Connection, stored: StoredJob) -> None:
     """Write everything about a job that can change."""
-    await connection.execute(update(jobs).where(jobs.c.id == stored.job.id).values(_changeable(stored)))
+    connection.execute(update(jobs).where(jobs.c.id == stored.job.id).values(_changeable(stored)))
 
 
 def read(row: Row[Any]) -> StoredJob:
