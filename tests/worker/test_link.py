@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -252,3 +253,27 @@ async def test_time_with_a_server_is_not_counted_as_time_alone(socket: Path, out
         await server.until(lambda server: len(server.beats) > 20)
 
         assert not link.link.detached.is_set()
+
+
+class _DyingCall:
+    """A call that breaks in the very moment in which the link is cancelled."""
+
+    def __init__(self) -> None:
+        self.owner: asyncio.Task[None] | None = None
+
+    async def read(self) -> None:
+        await asyncio.Event().wait()
+
+    async def write(self, request: object) -> None:
+        assert self.owner is not None
+        self.owner.cancel()
+        raise asyncio.InvalidStateError("RPC already finished.")
+
+
+async def test_a_cancellation_is_not_lost_where_it_meets_a_broken_connection(socket: Path, outbox: Outbox) -> None:
+    async with dialled(socket, outbox) as link:
+        call: Any = _DyingCall()
+        call.owner = asyncio.ensure_future(link.link._talk(call))
+
+        with pytest.raises(asyncio.CancelledError):
+            await call.owner

@@ -145,6 +145,9 @@ class Link:
                 await self._receive(call)
                 sending.cancel()
         except ExceptionGroup as group:
+            # Where an error and a cancellation meet, a TaskGroup of Python 3.11 tells of the error alone.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError from None
             raise group.exceptions[0] from None
 
     async def _receive(self, call: _Call) -> None:
