@@ -3,6 +3,7 @@
 The server shows and checks families; only the trainer process loads their code.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from pydantic import BaseModel
@@ -11,12 +12,12 @@ from headrace_server.datasets.dataset import DatasetFormat, DatasetVersion
 from headrace_server.errors import Violation
 
 
-class Parameters(BaseModel):
+class Parameters(BaseModel, ABC):
     """The parameters of one family: a frozen pydantic model with every default filled in and every range stated."""
 
+    @abstractmethod
     def violations(self, dataset: DatasetVersion) -> list[Violation]:
         """What does not fit this data set, with fields relative to the parameters; empty when all fits."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
