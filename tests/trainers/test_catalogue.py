@@ -3,13 +3,17 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
-from headrace_server.datasets.dataset import DatasetFormat
+from headrace_server.datasets.dataset import DatasetFormat, DatasetVersion
+from headrace_server.errors import Violation
 from headrace_server.trainers.catalogue import GROUP, Families
 from headrace_server.trainers.family import Family, Parameters
 
 
 class SpellingParameters(Parameters):
     letters: int = 26
+
+    def violations(self, dataset: DatasetVersion) -> list[Violation]:
+        return []
 
 
 FAMILY = Family("spelling", "Spells", SpellingParameters, (DatasetFormat.CSV,), ("accuracy",), "nowhere:build")
