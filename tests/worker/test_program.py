@@ -87,6 +87,19 @@ async def test_an_agent_does_its_work_and_goes(tmp_path: Path, socket: Path, lau
     assert left <= {"assignment.json", AGENT_LOG_FILE, AGENT_PID_FILE, TRAINER_PID_FILE}
 
 
+async def test_an_agent_whose_own_log_cannot_be_written_does_its_work(
+    tmp_path: Path, socket: Path, launcher: ProcessLauncher
+) -> None:
+    server = WorkerServer()
+    async with serving(server, socket):
+        folder = tmp_path / "attempt"
+        folder.mkdir()
+        (folder / AGENT_LOG_FILE).symlink_to("/dev/full")
+        await launched(tmp_path, socket, launcher, [TRAINING, ["export"], ["report", {"kind": "finished"}]])
+
+        assert (await server.ended(30)).outcome is Outcome.FINISHED
+
+
 async def test_the_trainer_of_a_killed_agent_dies_with_it(
     tmp_path: Path, socket: Path, launcher: ProcessLauncher
 ) -> None:

@@ -5,11 +5,13 @@ assignment to work on.  SIGTERM and SIGINT end the attempt with a checkpoint.
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ from headrace_server.errors import CannotStart
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.training.assignment import ASSIGNMENT_FILE, Assignment
 from headrace_server.worker.agent import Agent, Ways
-from headrace_server.worker.own_log import shorten
+from headrace_server.worker.own_log import LossyText, shorten
 from headrace_server.worker.process_tree import become_subreaper
 
 SHORTEN_SECONDS = 10.0
@@ -60,7 +62,8 @@ async def _work(assignment: Assignment, folder: Path, ways: Ways | None) -> int:
 
 async def _keep_log_short() -> None:
     while True:
-        await asyncio.to_thread(shorten, sys.stderr.fileno())
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(shorten, sys.stderr.fileno())
         await asyncio.sleep(SHORTEN_SECONDS)
 
 
@@ -73,7 +76,7 @@ def _log_to_standard_error() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, LossyText(sys.stderr))),
     )
 
 

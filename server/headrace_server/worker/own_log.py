@@ -1,7 +1,13 @@
-"""Keeps the agent's own log short.  The file is whatever standard error was opened as, for appending."""
+"""Keeps the agent's own log short, and keeps it from doing harm.
 
+The file is whatever standard error was opened as, for appending.
+"""
+
+import contextlib
+import io
 import os
 import stat
+from typing import TextIO
 
 LARGEST_BYTES = 4 << 20
 KEPT_BYTES = 1 << 20
@@ -24,3 +30,21 @@ def shorten(descriptor: int, largest_bytes: int = LARGEST_BYTES, kept_bytes: int
     os.ftruncate(descriptor, 0)
     os.write(descriptor, tail[tail.find(b"\n") + 1 :])
     return True
+
+
+class LossyText(io.TextIOBase):
+    """Text that is written if it can be: an agent must not end because there is no room for its log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
