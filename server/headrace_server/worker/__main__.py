@@ -76,7 +76,7 @@ def _log_to_standard_error() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, LossyText(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", LossyText(sys.stderr))),
     )
 
 

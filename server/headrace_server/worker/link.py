@@ -139,16 +139,21 @@ class Link:
         await self._outbox.acknowledge(answer.welcome.acknowledged)
 
     async def _talk(self, call: _Call) -> None:
+        """Send and receive until either ends; raises what it raised.
+
+        Not a TaskGroup: where an error of its own and a cancellation from outside meet, that of Python 3.11 tells of the
+        error alone, and who cancelled would wait for ever.
+        """
+        both = (asyncio.ensure_future(self._receive(call)), asyncio.ensure_future(self._send(call)))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                sending = tasks.create_task(self._send(call))
-                await self._receive(call)
-                sending.cancel()
-        except ExceptionGroup as group:
-            # Where an error and a cancellation meet, a TaskGroup of Python 3.11 tells of the error alone.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError from None
-            raise group.exceptions[0] from None
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.wait(both)
+        errors = [error for task in both if not task.cancelled() and (error := task.exception()) is not None]
+        if errors:
+            raise errors[0]
 
     async def _receive(self, call: _Call) -> None:
         while isinstance(response := await call.read(), pb.AttachResponse):
