@@ -259,7 +259,7 @@ class _DyingCall:
     """A call that breaks in the very moment in which the link is cancelled."""
 
     def __init__(self) -> None:
-        self.owner: asyncio.Task[None] | None = None
+        self.owner: asyncio.Task[Any] | None = None
 
     async def read(self) -> None:
         await asyncio.Event().wait()
@@ -277,3 +277,26 @@ async def test_a_cancellation_is_not_lost_where_it_meets_a_broken_connection(soc
 
         with pytest.raises(asyncio.CancelledError):
             await call.owner
+
+
+async def test_a_cancellation_that_the_connection_has_swallowed_ends_the_link(
+    socket: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with dialled(socket, outbox) as link:
+
+        async def swallow(alone: object) -> str:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                return "UNAVAILABLE: Cancelling all calls"
+            raise AssertionError
+
+        monkeypatch.setattr(link.link, "_attach", swallow)
+        running = asyncio.ensure_future(link.link.run())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        running.cancel()
+
+        done, _ = await asyncio.wait((running,), timeout=5)
+        assert done
+        assert running.cancelled()

@@ -97,6 +97,9 @@ class Link:
             while True:
                 self._was_welcome = False
                 problem = await self._attach(alone)
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    # gRPC tells of a call's end alone where that and a cancellation meet.
+                    raise asyncio.CancelledError
                 if self._was_welcome:
                     redial_seconds = self._patience.first_redial_seconds
                     alone = loop.call_later(self._detached_seconds, self.detached.set)
@@ -141,8 +144,8 @@ class Link:
     async def _talk(self, call: _Call) -> None:
         """Send and receive until either ends; raises what it raised.
 
-        Not a TaskGroup: where an error of its own and a cancellation from outside meet, that of Python 3.11 tells of the
-        error alone, and who cancelled would wait for ever.
+        Not a TaskGroup: where an error of its own and a cancellation from outside meet, that of Python 3.11 tells of
+        the error alone, and who cancelled would wait for ever.
         """
         both = (asyncio.ensure_future(self._receive(call)), asyncio.ensure_future(self._send(call)))
         try:
