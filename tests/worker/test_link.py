@@ -60,6 +60,9 @@ QUICK = Patience(
     first_redial_seconds=0.01, longest_redial_seconds=0.05, welcome_seconds=0.3, acknowledgement_seconds=0.3
 )
 
+# For tests that count connections: a busy machine must not add any.
+PATIENT = Patience(first_redial_seconds=0.01, longest_redial_seconds=0.05)
+
 
 @asynccontextmanager
 async def dialled(
@@ -86,7 +89,7 @@ async def test_reports_go_up_and_are_acknowledged(socket: Path, outbox: Outbox) 
     server = WorkerServer()
     await outbox.add(phases(3))
 
-    async with serving(server, socket), dialled(socket, outbox):
+    async with serving(server, socket), dialled(socket, outbox, patience=PATIENT):
         await asyncio.wait_for(outbox.wait_until_acknowledged(), 10)
         await outbox.add([PhaseChanged(phase="later")])
         await asyncio.wait_for(outbox.wait_until_acknowledged(), 10)
@@ -120,7 +123,7 @@ async def test_a_connection_lost_at_any_report_loses_none(socket: Path, outbox: 
     server.hang_up_after = hang_up
     await outbox.add(phases(20))
 
-    async with serving(server, socket), dialled(socket, outbox):
+    async with serving(server, socket), dialled(socket, outbox, patience=PATIENT):
         await asyncio.wait_for(outbox.wait_until_acknowledged(), 20)
 
     assert server.ledger.contents == phases(20)
