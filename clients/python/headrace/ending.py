@@ -1,7 +1,10 @@
-"""Why a call really ended to which we were still writing when the server ended it.
+"""Why a call really ended, where grpc.aio tells something else.
 
-In grpc.aio the write that fails then gives the call a status of its own, INTERNAL, before or after the server's
-arrives, and the last one wins.  So each is noted when it is set; the server's is the one that no failed write made.
+A call to which we were still writing when the server ended it: the write that fails gives the call a status of its own,
+INTERNAL, before or after the server's arrives, and the last one wins.  So each is noted when it is set; the server's is
+the one that no failed write made.
+
+A call that ends in the moment in which its caller is cancelled: the error is told and the cancellation is not.
 """
 
 from __future__ import annotations
@@ -45,6 +48,23 @@ class Ending:
                 _at_once(self._call.trailing_metadata()),
                 details,
             )
+
+
+class Wish:
+    """Whether the task that made this still wants what it is doing.  Must be made before the first call."""
+
+    def __init__(self) -> None:
+        self._num_cancels = _num_cancels()
+
+    def check(self) -> None:
+        """Raise CancelledError if somebody has cancelled the task since."""
+        if _num_cancels() > self._num_cancels:
+            raise asyncio.CancelledError
+
+
+def _num_cancels() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 import grpc
 
-from headrace.ending import Ending
+from headrace.ending import Ending, Wish
 from headrace.errors import HeadraceError, Unavailable
 from headrace.inference.v1.inference_service_pb2 import PredictRequest, PredictStreamRequest, PredictStreamResponse
 from headrace.prediction import ModelSignature, StreamedPrediction, read_prediction
@@ -50,6 +50,7 @@ class PredictionStream(Generic[ItemT]):
         """
         taker = asyncio.create_task(self._take(inputs))
         failures = 0
+        wish = Wish()
         try:
             while True:
                 try:
@@ -58,6 +59,7 @@ class PredictionStream(Generic[ItemT]):
                         yield answer
                     break
                 except HeadraceError as error:
+                    wish.check()
                     failures += 1
                     wait = self._wire.retry.wait_before_resume(failures, error)
                     if wait is None or failures >= self._wire.retry.attempts:

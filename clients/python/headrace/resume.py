@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
+from headrace.ending import Wish
 from headrace.errors import HeadraceError, Unavailable
 from headrace.wire import Wire
 
@@ -59,6 +60,7 @@ async def read_resuming(
     """
     retry = wire.retry
     progress_at, failures = retry.clock.monotonic(), 0
+    wish = Wish()
     while True:
         before = position.sequence
         try:
@@ -73,6 +75,7 @@ async def read_resuming(
                 return
             raise Unavailable("the stream ended before the job did")
         except HeadraceError as error:
+            wish.check()
             failures += 1
             wait = retry.wait_before_resume(failures, error)
             if wait is None or retry.clock.monotonic() + wait - progress_at > retry.reconnect_seconds:

@@ -14,7 +14,7 @@ import grpc
 
 from headrace.channel import open_channel
 from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
-from headrace.ending import Ending
+from headrace.ending import Ending, Wish
 from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub
 from headrace.retry import Retry
@@ -122,6 +122,7 @@ class Wire:
         """
         self._check_open()
         clock = self.retry.clock
+        wish = Wish()
         deadline = None if timeout is None else clock.monotonic() + timeout
         tries = 0
         while True:
@@ -129,6 +130,7 @@ class Wire:
             try:
                 return await call(remaining)
             except grpc.aio.AioRpcError as failure:
+                wish.check()
                 error = from_call(failure)
                 tries += 1
                 wait = self.retry.wait_before_repeat(tries, error)
