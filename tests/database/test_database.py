@@ -23,8 +23,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 
 
 async def add(database: Database, dataset: str) -> None:
-    async with database.write() as connection:
-        await connection.execute(insert(datasets).values(id=dataset, created_at=NOW))
+    await database.transact(lambda it: it.execute(insert(datasets).values(id=dataset, created_at=NOW)).close())
 
 
 async def ids(database: Database) -> list[str]:
@@ -53,34 +52,15 @@ async def test_opening_a_new_database_from_several_sides_at_once_makes_one(url: 
         await database.close()
 
 
-async def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
-    async def write_and_raise() -> None:
-        async with database.write() as connection:
-            await connection.execute(insert(datasets).values(id="a", created_at=NOW))
-            raise ZeroDivisionError
-
-    async def write_twice() -> None:
-        async with database.write() as connection:
-            await connection.execute(insert(datasets).values(id="a", created_at=NOW))
-            await connection.execute(insert(datasets).values(id="a", created_at=NOW))
-
-    with pytest.raises(ZeroDivisionError):
-        await write_and_raise()
-    with pytest.raises(IntegrityError):
-        await write_twice()
-
-    assert await ids(database) == []
-    await add(database, "b")
-    assert await ids(database) == ["b"]
+def insert_next(connection: Connection) -> None:
+    number = connection.scalar(select(func.count()).select_from(datasets))
+    connection.execute(insert(datasets).values(id=f"d{number:03}", created_at=NOW))
 
 
 async def test_writers_take_turns_so_that_reading_before_writing_loses_nothing(database: Database) -> None:
     async def count_up() -> None:
         for _ in range(5):
-            async with database.write() as connection:
-                number = await connection.scalar(select(func.count()).select_from(datasets))
-                await asyncio.sleep(0)
-                await connection.execute(insert(datasets).values(id=f"d{number:03}", created_at=NOW))
+            await database.transact(insert_next)
 
     await asyncio.gather(*(count_up() for _ in range(8)))
 
@@ -92,9 +72,7 @@ async def test_two_processes_take_turns_too(url: str, database: Database) -> Non
 
     async def count_up(of: Database) -> None:
         for _ in range(10):
-            async with of.write() as connection:
-                number = await connection.scalar(select(func.count()).select_from(datasets))
-                await connection.execute(insert(datasets).values(id=f"d{number:03}", created_at=NOW))
+            await of.transact(insert_next)
 
     await asyncio.gather(count_up(database), count_up(other))
     await other.close()
@@ -103,11 +81,19 @@ async def test_two_processes_take_turns_too(url: str, database: Database) -> Non
 
 
 async def test_readers_wait_for_no_writer_and_see_only_what_is_committed(database: Database) -> None:
-    async with database.write() as connection:
-        await connection.execute(insert(datasets).values(id="a", created_at=NOW))
+    begun, may_end = threading.Event(), threading.Event()
 
-        async with asyncio.timeout(10):
-            seen = await ids(database)
+    def linger(connection: Connection) -> None:
+        connection.execute(insert(datasets).values(id="a", created_at=NOW))
+        begun.set()
+        assert may_end.wait(20)
+
+    lingering = asyncio.ensure_future(database.transact(linger))
+    assert await asyncio.to_thread(begun.wait, 20)
+    async with asyncio.timeout(10):
+        seen = await ids(database)
+    may_end.set()
+    await lingering
 
     assert seen == []
     assert await ids(database) == ["a"]
@@ -116,13 +102,13 @@ async def test_readers_wait_for_no_writer_and_see_only_what_is_committed(databas
 async def test_a_write_that_is_cancelled_anywhere_lets_the_next_one_write_at_once(database: Database) -> None:
     """With the collector off, as a busy server is between two of its runs: what is forgotten then stays."""
 
+    def replace(connection: Connection) -> None:
+        connection.execute(delete(datasets))
+        connection.execute(insert(datasets), [{"id": f"d{number}", "created_at": NOW} for number in range(50)])
+        connection.execute(select(datasets)).all()
+
     async def write() -> None:
-        async with database.write() as connection:
-            await connection.execute(delete(datasets))
-            await connection.execute(
-                insert(datasets), [{"id": f"d{number}", "created_at": NOW} for number in range(50)]
-            )
-            await connection.execute(select(datasets))
+        await database.transact(replace)
 
     gc.disable()
     try:
@@ -213,8 +199,7 @@ async def test_a_database_in_memory_takes_transactions_in_one_go_too() -> None:
 
 async def test_moments_come_back_in_utc(database: Database) -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
-    async with database.write() as connection:
-        await connection.execute(insert(datasets).values(id="a", created_at=elsewhere))
+    await database.transact(lambda it: it.execute(insert(datasets).values(id="a", created_at=elsewhere)).close())
 
     async with database.read() as connection:
         found = await connection.scalar(select(datasets.c.created_at))
@@ -229,23 +214,23 @@ async def test_versions_go_with_their_data_set_and_do_not_come_without_it(databa
         "version": "0" * 16, "digest": "sha256:", "format": "CSV", "size_bytes": 1, "description": {}, "source_uri": "",
         "created_at": NOW,
     }  # fmt: skip
-    with pytest.raises(IntegrityError):
-        async with database.write() as connection:
-            await connection.execute(insert(dataset_versions).values(dataset="a", **version))
-    await add(database, "a")
-    async with database.write() as connection:
-        await connection.execute(insert(dataset_versions).values(dataset="a", **version))
 
-    async with database.write() as connection:
-        await connection.execute(delete(datasets))
+    def insert_version(connection: Connection) -> None:
+        connection.execute(insert(dataset_versions).values(dataset="a", **version))
+
+    with pytest.raises(IntegrityError):
+        await database.transact(insert_version)
+    await add(database, "a")
+    await database.transact(insert_version)
+
+    await database.transact(lambda it: it.execute(delete(datasets)).close())
 
     async with database.read() as connection:
         assert await connection.scalar(select(func.count()).select_from(dataset_versions)) == 0
 
 
 async def test_a_database_of_a_newer_release_is_refused_and_left_alone(url: str, database: Database) -> None:
-    async with database.write() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await database.transact(lambda it: it.execute(text("UPDATE alembic_version SET version_num = '9999'")).close())
 
     with pytest.raises(CannotStart, match=r"newer release \(revision 9999"):
         await Database.open(url)
@@ -305,10 +290,12 @@ async def test_a_full_disk_is_told_as_such_and_the_transaction_is_gone(tmp_path:
 
 
 async def write_very_much(database: Database) -> None:
-    async with database.write() as connection:
+    def fill(connection: Connection) -> None:
         for number in range(20_000):
             rows = [{"id": f"{number}-{row}" + "x" * 50, "created_at": NOW} for row in range(200)]
-            await connection.execute(insert(datasets), rows)
+            connection.execute(insert(datasets), rows)
+
+    await database.transact(fill)
 
 
 WRITER = textwrap.dedent(
@@ -319,13 +306,15 @@ WRITER = textwrap.dedent(
     from headrace_server.database.database import Database
     from headrace_server.database.tables import datasets
 
+    def insert_halves(connection, number):
+        for half in ("a", "b"):
+            row = {"id": f"{number}-{half}", "created_at": datetime.now(UTC)}
+            connection.execute(insert(datasets).values(row))
+
     async def main():
         database = await Database.open(sys.argv[1])
         for number in range(100_000):
-            async with database.write() as connection:
-                for half in ("a", "b"):
-                    row = {"id": f"{number}-{half}", "created_at": datetime.now(UTC)}
-                    await connection.execute(insert(datasets).values(row))
+            await database.transact(lambda connection: insert_halves(connection, number))
             print(number, flush=True)
 
     asyncio.run(main())

@@ -39,8 +39,8 @@ async def test_every_step_can_be_taken_back_and_again(database: Database) -> Non
         command.upgrade(config, "head")
         return left
 
-    async with database.write() as connection:
-        left = await connection.run_sync(down_and_up)
+    left = await database.transact(down_and_up)
+    async with database.read() as connection:
         found = await connection.run_sync(differences)
 
     assert left == ["alembic_version"]

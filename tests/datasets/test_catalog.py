@@ -292,9 +292,8 @@ async def test_versions_are_listed_newest_first_in_pages(catalog: Catalog) -> No
 
 async def test_a_clock_that_is_put_back_does_not_make_a_version_older(catalog: Catalog, database: Database) -> None:
     first = await put(catalog, "wine", TABLE)
-    async with database.write() as connection:
-        future = first.created_at.replace(year=first.created_at.year + 1)
-        await connection.execute(dataset_versions.update().values(created_at=future))
+    future = first.created_at.replace(year=first.created_at.year + 1)
+    await database.transact(lambda it: it.execute(dataset_versions.update().values(created_at=future)).close())
 
     second = await put(catalog, "wine", OTHER)
 

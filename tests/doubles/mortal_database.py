@@ -1,11 +1,10 @@
 """A database whose server process dies at a chosen transaction, before or after its commit, or whose disk is full."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from headrace_server.database.database import Database
 from headrace_server.errors import StorageFull
@@ -28,15 +27,8 @@ class MortalDatabase(Database):
     is_full = False
     """Whether the disk has no room for any transaction."""
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction, or the last that the process ever sees."""
-        with self._counted():
-            async with super().write() as connection:
-                yield connection
-
     async def transact(self, work: Callable[[Connection], R]) -> R:
-        """The same, in one go."""
+        """A transaction, or the last that the process ever sees."""
         with self._counted():
             return await super().transact(work)
 

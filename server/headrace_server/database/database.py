@@ -76,45 +76,36 @@ class Database:
         async with self._engine.connect() as connection:
             yield connection
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed, and durable, when the block ends well; rolled back when it raises.
+    async def transact(self, work: Callable[[Connection], R]) -> R:
+        """Do `work` in a transaction: committed, and durable, when it returns; rolled back when it raises.
 
-        Raises StorageFull when the disk has no room for it.
+        With SQLite all of it happens in one go in a thread of its own.  So `work` must touch nothing that belongs to
+        the loop, and wait for nothing.  What has begun is ended before a caller who is cancelled leaves.
+
+        Raises StorageFull when the disk has no room, and what `work` raises.
         """
         with _telling_of_full_disks():
             if not self._is_sqlite:
                 async with self._engine.begin() as connection:
-                    yield connection
-                return
-            async with self._turn, self._engine.connect() as connection:
+                    return await connection.run_sync(work)
+            async with self._turn:
+                return await self._transact_in_turn(work)
+
+    async def _transact_in_turn(self, work: Callable[[Connection], R]) -> R:
+        if self._writer is None:
+            async with self._engine.connect() as connection:
                 await connection.execution_options(headrace_writes=True)
                 async with connection.begin():
-                    yield connection
-
-    async def transact(self, work: Callable[[Connection], R]) -> R:
-        """Do `work` in a transaction as `write` gives them; for what is done often.
-
-        With SQLite all of it happens in one go in a thread of its own, where `write` changes threads several times for
-        each statement, which takes longer than the statement.  So `work` must touch nothing that belongs to the loop,
-        and wait for nothing.
-
-        Raises StorageFull when the disk has no room, and what `work` raises: then nothing is changed.
-        """
-        if self._writer is None:
-            async with self.write() as connection:
-                return await connection.run_sync(work)
-        with _telling_of_full_disks():
-            async with self._turn:
-                loop = asyncio.get_running_loop()
-                working = loop.run_in_executor(self._thread, _do, self._writer, copy_context(), work)
-                try:
-                    return await asyncio.shield(working)
-                except asyncio.CancelledError:
-                    # It cannot be stopped, and the next one must not begin before.  Nobody wants to know how it ended.
-                    working.add_done_callback(lambda it: it.cancelled() or it.exception())
-                    await asyncio.wait([working])
-                    raise
+                    return await connection.run_sync(work)
+        loop = asyncio.get_running_loop()
+        working = loop.run_in_executor(self._thread, _do, self._writer, copy_context(), work)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            # It cannot be stopped, and the next one must not begin before.  Nobody wants to know how it ended.
+            working.add_done_callback(lambda it: it.cancelled() or it.exception())
+            await asyncio.wait([working])
+            raise
 
     async def close(self) -> None:
         """Close every connection."""

@@ -12,7 +12,7 @@ import hashlib
 import re
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,8 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
-from sqlalchemy import Row, Select, and_, delete, func, insert, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, or_, select
 
 from headrace_server.database.database import Database
 from headrace_server.database.tables import dataset_versions, datasets
@@ -151,13 +150,16 @@ class Catalog:
 
     async def delete(self, dataset: str) -> None:
         """Remove a data set with all its versions, and contents that no other one shares.  Raises DatasetNotFound."""
-        async with self._database.write() as connection:
+
+        def remove(connection: Connection) -> Sequence[str]:
             of_dataset = dataset_versions.c.dataset == dataset
-            digests = (await connection.scalars(select(dataset_versions.c.digest).where(of_dataset))).all()
-            await connection.execute(delete(dataset_versions).where(of_dataset))
-            removed = await connection.execute(delete(datasets).where(datasets.c.id == dataset))
-            if removed.rowcount == 0:
+            digests = connection.scalars(select(dataset_versions.c.digest).where(of_dataset)).all()
+            connection.execute(delete(dataset_versions).where(of_dataset))
+            if connection.execute(delete(datasets).where(datasets.c.id == dataset)).rowcount == 0:
                 raise DatasetNotFound(str(DatasetName(dataset)))
+            return digests
+
+        digests = await self._database.transact(remove)
         for digest in digests:
             async with self._turn(digest):
                 await self._remove_unless_used(digest)
@@ -244,7 +246,7 @@ class Catalog:
             created_at=datetime.now(UTC),
         )
         async with self._database.read() as connection:
-            if existing := await _find_same(connection, version):
+            if existing := await connection.run_sync(_find_same, version):
                 return existing
         description = await self._inspect(arrival.path, format)
         version = version.model_copy(update={"description": description})
@@ -253,7 +255,7 @@ class Catalog:
                 blob = await self._store.put_file(version.blob_key, arrival.path)
                 if blob.digest != version.digest:
                     raise OSError(errno.EIO, "the scratch file did not read twice alike", str(arrival.path))
-                kept = await self._record(version)
+                kept = await self._database.transact(partial(_record, version=version))
             except Exception:
                 # Not when cancelled: then nobody knows yet whether the row will be there.
                 await self._remove_unless_used(version.digest)
@@ -272,31 +274,6 @@ class Catalog:
         self._inspections.release()
         reading.exception()  # when the caller has left, nobody else asks for it
 
-    async def _record(self, version: DatasetVersion) -> DatasetVersion:
-        async with self._database.write() as connection:
-            if existing := await _find_same(connection, version):
-                return existing
-            newest = await connection.scalar(
-                select(func.max(dataset_versions.c.created_at)).where(dataset_versions.c.dataset == version.dataset)
-            )
-            if newest is None:
-                await connection.execute(insert(datasets).values(id=version.dataset, created_at=version.created_at))
-            elif newest >= version.created_at:  # the clock was put back, and yet this version is newer
-                version = version.model_copy(update={"created_at": newest + timedelta(microseconds=1)})
-            await connection.execute(
-                insert(dataset_versions).values(
-                    dataset=version.dataset,
-                    version=version.name.version,
-                    digest=version.digest,
-                    format=version.format,
-                    size_bytes=version.size_bytes,
-                    description=version.description.model_dump(mode="json"),
-                    source_uri=version.source_uri,
-                    created_at=version.created_at,
-                )
-            )
-        return version
-
     def _turn(self, digest: str) -> asyncio.Lock:
         return self._turns.setdefault(digest, asyncio.Lock())
 
@@ -308,10 +285,36 @@ class Catalog:
             await self._store.delete(f"datasets/{digest.removeprefix('sha256:')}")
 
 
-async def _find_same(connection: AsyncConnection, version: DatasetVersion) -> DatasetVersion | None:
+def _record(connection: Connection, version: DatasetVersion) -> DatasetVersion:
+    """Write the row of a version, and of its data set if it is the first; the version as it is then kept."""
+    if existing := _find_same(connection, version):
+        return existing
+    newest = connection.scalar(
+        select(func.max(dataset_versions.c.created_at)).where(dataset_versions.c.dataset == version.dataset)
+    )
+    if newest is None:
+        connection.execute(insert(datasets).values(id=version.dataset, created_at=version.created_at))
+    elif newest >= version.created_at:  # the clock was put back, and yet this version is newer
+        version = version.model_copy(update={"created_at": newest + timedelta(microseconds=1)})
+    connection.execute(
+        insert(dataset_versions).values(
+            dataset=version.dataset,
+            version=version.name.version,
+            digest=version.digest,
+            format=version.format,
+            size_bytes=version.size_bytes,
+            description=version.description.model_dump(mode="json"),
+            source_uri=version.source_uri,
+            created_at=version.created_at,
+        )
+    )
+    return version
+
+
+def _find_same(connection: Connection, version: DatasetVersion) -> DatasetVersion | None:
     """The version of the same data set with the same content.  Raises InvalidDataset if it has another format."""
     query = _versions(version.dataset).where(dataset_versions.c.version == version.name.version)
-    row = (await connection.execute(query)).one_or_none()
+    row = connection.execute(query).one_or_none()
     if row is None:
         return None
     same = _to_version(row)

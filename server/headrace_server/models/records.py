@@ -1,24 +1,26 @@
-"""The registry's rows: every statement on the tables of models, versions and aliases."""
+"""The registry's rows: every statement on the tables of models, versions and aliases.
+
+Blocks: everything here is meant for a thread, or `run_sync`.
+"""
 
 import json
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import Row, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from headrace_server.database.tables import model_aliases, model_versions, models
 from headrace_server.models.lines import Line
 from headrace_server.models.version import Model, ModelVersion, NewVersion
 
 
-async def find_origin(connection: AsyncConnection, origin: str) -> tuple[ModelVersion, str] | None:
+def find_origin(connection: Connection, origin: str) -> tuple[ModelVersion, str] | None:
     """The version with this origin, and the digest of that origin."""
-    row = (await connection.execute(select(model_versions).where(model_versions.c.origin == origin))).one_or_none()
+    row = connection.execute(select(model_versions).where(model_versions.c.origin == origin)).one_or_none()
     return (_version(row), row.origin_digest) if row is not None else None
 
 
-async def newest_with_origin(connection: AsyncConnection, model: str, prefix: str) -> tuple[ModelVersion, str] | None:
+def newest_with_origin(connection: Connection, model: str, prefix: str) -> tuple[ModelVersion, str] | None:
     """The newest version of a model whose origin begins so, and the digest of that origin."""
     of_model = model_versions.c.model == model
     query = (
@@ -27,24 +29,24 @@ async def newest_with_origin(connection: AsyncConnection, model: str, prefix: st
         .order_by(model_versions.c.version.desc())
         .limit(1)
     )
-    row = (await connection.execute(query)).one_or_none()
+    row = connection.execute(query).one_or_none()
     return (_version(row), row.origin_digest) if row is not None else None
 
 
-async def add_version(
-    connection: AsyncConnection, new: NewVersion, origin: str | None, origin_digest: str, now: datetime
+def add_version(
+    connection: Connection, new: NewVersion, origin: str | None, origin_digest: str, now: datetime
 ) -> ModelVersion:
     """Number a version and add it; make its model if it is the first.
 
     Raises IntegrityError when another server did the same meanwhile; the transaction may be tried again.
     """
-    latest = await _lock(connection, new.model)
+    latest = _lock(connection, new.model)
     number = 1 if latest is None else latest + 1
     if latest is None:
-        await connection.execute(insert(models).values(id=new.model, latest_version=number, created_at=now))
+        connection.execute(insert(models).values(id=new.model, latest_version=number, created_at=now))
     else:
-        await connection.execute(update(models).where(models.c.id == new.model).values(latest_version=number))
-    await connection.execute(
+        connection.execute(update(models).where(models.c.id == new.model).values(latest_version=number))
+    connection.execute(
         insert(model_versions).values(
             model=new.model,
             version=number,
@@ -57,72 +59,72 @@ async def add_version(
     return ModelVersion(**dict(new), version=number, created_at=now)
 
 
-async def read_version(connection: AsyncConnection, model: str, number: int) -> ModelVersion | None:
+def read_version(connection: Connection, model: str, number: int) -> ModelVersion | None:
     """One version."""
     query = select(model_versions).where(model_versions.c.model == model, model_versions.c.version == number)
-    row = (await connection.execute(query)).one_or_none()
+    row = connection.execute(query).one_or_none()
     return _version(row) if row is not None else None
 
 
-async def read_versions(connection: AsyncConnection, model: str, before: int | None, limit: int) -> list[ModelVersion]:
+def read_versions(connection: Connection, model: str, before: int | None, limit: int) -> list[ModelVersion]:
     """Versions of a model, newest first, from the one before `before`."""
     query = select(model_versions).where(model_versions.c.model == model)
     if before is not None:
         query = query.where(model_versions.c.version < before)
-    rows = await connection.execute(query.order_by(model_versions.c.version.desc()).limit(limit))
+    rows = connection.execute(query.order_by(model_versions.c.version.desc()).limit(limit))
     return [_version(row) for row in rows]
 
 
-async def read_line(connection: AsyncConnection, model: str) -> Line | None:
+def read_line(connection: Connection, model: str) -> Line | None:
     """The newest version and the aliases of a model."""
-    found = await read_model(connection, model)
+    found = read_model(connection, model)
     return Line(found.latest_version, found.aliases) if found is not None else None
 
 
-async def read_model(connection: AsyncConnection, model: str) -> Model | None:
+def read_model(connection: Connection, model: str) -> Model | None:
     """One model."""
-    rows = (await connection.execute(select(models).where(models.c.id == model))).all()
-    return (await _with_aliases(connection, rows))[0] if rows else None
+    rows = connection.execute(select(models).where(models.c.id == model)).all()
+    return (_with_aliases(connection, rows))[0] if rows else None
 
 
-async def read_models(connection: AsyncConnection, after: str | None, limit: int) -> list[Model]:
+def read_models(connection: Connection, after: str | None, limit: int) -> list[Model]:
     """Models by name, from the one after `after`."""
     query = select(models).order_by(models.c.id).limit(limit)
     if after is not None:
         query = query.where(models.c.id > after)
-    return await _with_aliases(connection, (await connection.execute(query)).all())
+    return _with_aliases(connection, connection.execute(query).all())
 
 
-async def put_alias(connection: AsyncConnection, model: str, alias: str, number: int, now: datetime) -> None:
+def put_alias(connection: Connection, model: str, alias: str, number: int, now: datetime) -> None:
     """Point an alias to a version."""
-    await _lock(connection, model)
-    await connection.execute(_alias(model, alias))
-    await connection.execute(insert(model_aliases).values(model=model, alias=alias, version=number, assigned_at=now))
+    _lock(connection, model)
+    connection.execute(_alias(model, alias))
+    connection.execute(insert(model_aliases).values(model=model, alias=alias, version=number, assigned_at=now))
 
 
-async def drop_alias(connection: AsyncConnection, model: str, alias: str) -> bool:
+def drop_alias(connection: Connection, model: str, alias: str) -> bool:
     """Take an alias away; False if there was none."""
-    return (await connection.execute(_alias(model, alias))).rowcount > 0
+    return connection.execute(_alias(model, alias)).rowcount > 0
 
 
-async def referenced_keys(connection: AsyncConnection) -> set[str]:
+def referenced_keys(connection: Connection) -> set[str]:
     """The key of every artifact of every version."""
-    bodies = await connection.stream_scalars(select(model_versions.c.body))
-    return {artifact["key"] async for body in bodies for artifact in body["artifacts"]}
+    bodies = connection.scalars(select(model_versions.c.body))
+    return {artifact["key"] for body in bodies for artifact in body["artifacts"]}
 
 
-async def _lock(connection: AsyncConnection, model: str) -> int | None:
+def _lock(connection: Connection, model: str) -> int | None:
     """The number of the newest version, with the model's row locked where the database locks rows."""
     query = select(models.c.latest_version).where(models.c.id == model).with_for_update()
-    latest: int | None = (await connection.execute(query)).scalar_one_or_none()
+    latest: int | None = connection.execute(query).scalar_one_or_none()
     return latest
 
 
-async def _with_aliases(connection: AsyncConnection, rows: Iterable[Row[tuple[object, ...]]]) -> list[Model]:
+def _with_aliases(connection: Connection, rows: Iterable[Row[tuple[object, ...]]]) -> list[Model]:
     rows = list(rows)
     aliases: dict[str, dict[str, int]] = {row.id: {} for row in rows}
     query = select(model_aliases).where(model_aliases.c.model.in_(aliases)).order_by(model_aliases.c.alias)
-    for row in await connection.execute(query):
+    for row in connection.execute(query):
         aliases[row.model][row.alias] = row.version
     return [
         Model(id=row.id, latest_version=row.latest_version, aliases=aliases[row.id], created_at=row.created_at)

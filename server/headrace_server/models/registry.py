@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from headrace_server.database.database import Database
 from headrace_server.errors import (
@@ -69,7 +69,7 @@ class Registry:
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
         stored = await self._store.list("models/")
         async with self._database.read() as connection:
-            referenced = await records.referenced_keys(connection)
+            referenced = await connection.run_sync(records.referenced_keys)
         orphans = [key for key in stored if key not in referenced]
         for key in orphans:
             await self._store.delete(key)
@@ -88,14 +88,14 @@ class Registry:
         """
         _check_model(new.model)
 
-        async def add(connection: AsyncConnection) -> ModelVersion:
-            found = await records.find_origin(connection, origin) if origin else None
+        def add(connection: Connection) -> ModelVersion:
+            found = records.find_origin(connection, origin) if origin else None
             if found is not None:
                 version, digest = found
                 if digest != origin_digest:
                     raise RequestIdReused(origin.partition(":")[2], str(version.name))
                 return version
-            return await records.add_version(connection, new, origin or None, origin_digest, datetime.now(UTC))
+            return records.add_version(connection, new, origin or None, origin_digest, datetime.now(UTC))
 
         return await self._add(new.model, add)
 
@@ -149,7 +149,7 @@ class Registry:
         offer = await asyncio.to_thread(folder.survey, path)
         prefix = f"path:{model}:"
         async with self._database.read() as connection:
-            found = await records.newest_with_origin(connection, model, prefix)
+            found = await connection.run_sync(records.newest_with_origin, model, prefix)
         if found is not None and found[1] == offer.digest:
             return found[0]
         signature = await asyncio.to_thread(folder.signature_of, offer)
@@ -184,7 +184,7 @@ class Registry:
         version = self._lines.version(name.model, number)
         if version is None:
             async with self._database.read() as connection:
-                version = await records.read_version(connection, name.model, number)
+                version = await connection.run_sync(records.read_version, name.model, number)
             if version is None:
                 raise ModelNotFound(str(name))
             self._lines.remember_version(version)
@@ -193,13 +193,13 @@ class Registry:
     async def find_origin(self, origin: str) -> ModelVersion | None:
         """The version that was registered with this origin, such as "job:…"; None when there is none."""
         async with self._database.read() as connection:
-            found = await records.find_origin(connection, origin)
+            found = await connection.run_sync(records.find_origin, origin)
         return None if found is None else found[0]
 
     async def get(self, model: str) -> Model:
         """One model.  Raises ModelNotFound."""
         async with self._database.read() as connection:
-            found = await records.read_model(connection, model)
+            found = await connection.run_sync(records.read_model, model)
         if found is None:
             raise ModelNotFound(f"models/{model}")
         return found
@@ -207,7 +207,7 @@ class Registry:
     async def list(self, page: PageRequest) -> Page[Model]:
         """Models by name."""
         async with self._database.read() as connection:
-            found = await records.read_models(connection, page.after, page.size + 1)
+            found = await connection.run_sync(records.read_models, page.after, page.size + 1)
         return page.page(found, [model.id for model in found])
 
     async def list_versions(self, model: str, page: PageRequest) -> Page[ModelVersion]:
@@ -218,7 +218,7 @@ class Registry:
                 raise InvalidPageToken
             before = int(page.after)
         async with self._database.read() as connection:
-            found = await records.read_versions(connection, model, before, page.size + 1)
+            found = await connection.run_sync(records.read_versions, model, before, page.size + 1)
         if not found and before is None:
             raise ModelNotFound(f"models/{model}")
         return page.page(found, [str(version.version) for version in found])
@@ -237,37 +237,41 @@ class Registry:
         """Point an alias to a version: every later `resolve` sees it.  Raises ModelNotFound, InvalidSpec."""
         if not is_id(alias):
             raise InvalidSpec([Violation("alias", f"must be {ID_RULE}")])
+
+        def put(connection: Connection) -> Model | None:
+            if records.read_version(connection, model, version) is None:
+                raise ModelNotFound(str(ModelName(model, version)))
+            records.put_alias(connection, model, alias, version, datetime.now(UTC))
+            return records.read_model(connection, model)
+
         with self._lines.changing(model):
-            async with self._database.write() as connection:
-                if await records.read_version(connection, model, version) is None:
-                    raise ModelNotFound(str(ModelName(model, version)))
-                await records.put_alias(connection, model, alias, version, datetime.now(UTC))
-                changed = await records.read_model(connection, model)
+            changed = await self._database.transact(put)
         assert changed is not None
         log.info("models.alias_assigned", model=str(ModelName(model, version)), alias=alias)
         return changed
 
     async def delete_alias(self, model: str, alias: str) -> Model:
         """Take an alias away.  Raises ModelNotFound."""
+
+        def drop(connection: Connection) -> Model | None:
+            if not records.drop_alias(connection, model, alias):
+                raise ModelNotFound(str(ModelName(model, alias=alias)))
+            return records.read_model(connection, model)
+
         with self._lines.changing(model):
-            async with self._database.write() as connection:
-                if not await records.drop_alias(connection, model, alias):
-                    raise ModelNotFound(str(ModelName(model, alias=alias)))
-                changed = await records.read_model(connection, model)
+            changed = await self._database.transact(drop)
         assert changed is not None
         log.info("models.alias_deleted", model=f"models/{model}", alias=alias)
         return changed
 
     # Inside.
 
-    async def _add(self, model: str, add: Callable[[AsyncConnection], Awaitable[ModelVersion]]) -> ModelVersion:
+    async def _add(self, model: str, add: Callable[[Connection], ModelVersion]) -> ModelVersion:
         """Run a transaction that numbers a version, again when another server takes the number or the origin first."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with self._lines.changing(model):
-                    async with self._database.write() as connection:
-                        version = await add(connection)
-                return version
+                    return await self._database.transact(add)
             except IntegrityError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -333,7 +337,7 @@ class Registry:
     async def _read_line(self, model: str) -> Line | None:
         moment = self._lines.moment
         async with self._database.read() as connection:
-            line = await records.read_line(connection, model)
+            line = await connection.run_sync(records.read_line, model)
         if line is not None:
             self._lines.remember(model, line, moment)
         return line
