@@ -1,0 +1,58 @@
+// What a lane runs at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "batching/call.h"
+#include "batching/limits.h"
+
+namespace headrace::batching {
+
+class Batcher;
+
+// Memory for the rows of one input, aligned to a cache line; used for one batch after another.
+class Buffer {
+ public:
+  explicit Buffer(std::size_t size_bytes);
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  std::byte* data() const { return data_; }
+  std::size_t size_bytes() const { return size_bytes_; }
+  bool overlaps(const std::byte* data, std::size_t size_bytes) const;
+
+ private:
+  std::byte* data_;
+  std::size_t size_bytes_;
+};
+
+// One input of a batch.
+struct Feed {
+  // Nothing when its elements are objects: the binding puts them together.
+  std::optional<Element> element;
+  // All axes; the first counts the rows of the batch, or is whatever the call has when the model takes no rows.
+  std::vector<std::int64_t> shape;
+  // Row-major, aligned for the element.  In `buffer`, or, when that is null, the lone call's own bytes, which nobody
+  // may write to.  Null for objects, and for a lone call's array that is not in one piece (`Input::strides`).
+  std::byte* data = nullptr;
+  std::shared_ptr<Buffer> buffer;
+};
+
+// Stays as it is until it is settled or has failed.
+struct Batch {
+  std::shared_ptr<Batcher> batcher;
+  std::vector<Part*> parts;
+  std::vector<std::shared_ptr<Call>> calls;  // those of the parts
+  std::int64_t rows = 0;
+  Reason reason = Reason::kIdle;
+  std::size_t lane = 0;
+  double taken_at = 0;
+  double assemble_seconds = 0;
+  std::vector<Feed> feeds;
+};
+
+}  // namespace headrace::batching

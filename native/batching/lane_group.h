@@ -1,0 +1,76 @@
+// The lanes of one device, or of one model, and the batchers that they serve.
+//
+// A lane is a thread that asks for the next batch; which batcher it comes from is decided by what each model has cost
+// so far, so that a slow model cannot starve a fast one.  One lock guards the group and all its batchers; it is held
+// for moments only, and never while anything of a call's is called or copied.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "batching/batch.h"
+#include "batching/clock.h"
+
+namespace headrace::batching {
+
+class Batcher;
+class Timer;
+
+class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
+ public:
+  explicit LaneGroup(std::size_t num_lanes, Clock clock = {});
+  ~LaneGroup();
+  LaneGroup(const LaneGroup&) = delete;
+  LaneGroup& operator=(const LaneGroup&) = delete;
+
+  std::size_t num_lanes() const { return lanes_.size(); }
+
+  // Waits for work, at most so many seconds, and returns the next batch, assembled.  Nothing when the time has passed,
+  // when the group is closed, or when somebody rang for this lane.  The batch goes back through `Batcher::settle` or
+  // `Batcher::fail`.
+  std::unique_ptr<Batch> take(std::size_t lane, double timeout_seconds = kNever);
+
+  // Lets one `take` of this lane return without a batch, the next one if none is waiting now.
+  void ring(std::size_t lane);
+
+  // Sends the lanes home.  Batchers are closed by whoever owns them.
+  void close();
+  bool is_closed() const;
+
+  double now() const { return clock_ ? clock_() : steady_seconds(); }
+
+ private:
+  friend class Batcher;
+  friend class Timer;
+
+  struct Lane {
+    std::condition_variable bell;
+    bool is_waiting = false;  // and may be woken
+    bool is_rung = false;
+    double wakes_at = kNever;
+  };
+
+  // With the lock held.
+  std::unique_ptr<Batch> next(std::size_t lane, double now, double& wakes_at, std::vector<struct Ending>& endings);
+  std::condition_variable* lane_to_wake(double not_later_than);
+  void arm(double deadline);
+
+  // What the timer calls: answers what is due.
+  void expire_due();
+
+  mutable std::mutex mutex_;
+  const Clock clock_;
+  std::vector<Lane> lanes_;
+  std::vector<std::size_t> waiting_lanes_;  // the one that came last is woken first: its memory is warm
+  std::vector<Batcher*> batchers_;
+  bool is_closed_ = false;
+  double virtual_time_ = 0;
+  double armed_for_ = kNever;
+  std::shared_ptr<Timer> timer_;
+};
+
+}  // namespace headrace::batching

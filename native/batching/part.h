@@ -1,0 +1,77 @@
+// What the batcher remembers of a call.  Guarded by the lock of its lane group, unless a line says otherwise.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace headrace::batching {
+
+class Call;
+struct Queue;
+
+// Where a part is.
+enum class Stage : std::uint8_t {
+  kWaiting,
+  kAgain,  // its batch failed; it will run alone
+  kRunning,
+  kOver,
+};
+
+// Smaller goes first: higher priority, then what is due earlier, then earlier arrival, then the place in its call.
+struct Order {
+  int priority = 0;
+  double due = 0;
+  std::uint64_t arrival = 0;
+  std::int64_t first = 0;
+  bool operator<(const Order& other) const {
+    if (priority != other.priority) return priority > other.priority;
+    if (due != other.due) return due < other.due;
+    if (arrival != other.arrival) return arrival < other.arrival;
+    return first < other.first;
+  }
+};
+
+// Rows of one call that are computed at once.
+struct Part {
+  Call* call = nullptr;
+  std::int64_t first = 0;
+  std::int64_t rows = 0;
+  std::size_t nbytes = 0;
+  Order order;
+  Stage stage = Stage::kOver;
+
+  // Its place in a queue (waiting_room.cc).
+  Queue* queue = nullptr;
+  Part* parent = nullptr;
+  Part* left = nullptr;
+  Part* right = nullptr;
+  std::uint32_t weight = 0;
+  std::int64_t subtree_rows = 0;
+  double subtree_deadline = 0;
+};
+
+struct Progress {
+  // Keeps the call alive from its admission until its last part is over.
+  std::shared_ptr<Call> keeper;
+  Part part;                // of a call that fits into one batch,
+  std::vector<Part> slices;  // and of one that does not
+  std::int64_t rows = 0;
+  std::size_t parts_left = 0;     // without outputs
+  std::size_t parts_running = 0;  // in batches that lanes hold
+  // An answer is on its way, or the caller has gone: what remains of it is not computed.
+  bool is_over = false;
+  double admitted_at = 0;
+  double started_at = -1;
+  double assemble_seconds = 0;
+  double compute_seconds = 0;
+  std::int64_t batch_rows = 0;
+  std::int64_t batch_calls = 0;
+  int variant = 0;
+  // Held while a slice is taken; lanes may have finished two of them.
+  std::mutex taking;
+};
+
+}  // namespace headrace::batching
