@@ -12,7 +12,7 @@ from headrace_server.errors import InvalidDataset
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.storage.blob_store import Blob
 from headrace_server.trainers.reports import CheckpointWritten, WarningRaised
-from headrace_server.worker.checkpoints import StoredCheckpoint, list_checkpoints
+from headrace_server.training.checkpoints import StoredCheckpoint, list_checkpoints
 from headrace_server.worker.materials import Materials
 from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.persistence import Persistence

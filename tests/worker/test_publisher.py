@@ -10,9 +10,9 @@ import pytest
 from headrace_server.errors import StorageFull
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, WarningRaised
+from headrace_server.training.checkpoints import CheckpointManifest, StoredCheckpoint, digest_of, list_checkpoints
 from headrace_server.training.events import CheckpointSaved
 from headrace_server.training.session import Exported, ReportContent
-from headrace_server.worker.checkpoints import CheckpointManifest, StoredCheckpoint, digest_of, list_checkpoints
 from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.persistence import Persistence
 from headrace_server.worker.publisher import Publisher, Shelf

@@ -13,9 +13,9 @@ import structlog
 from headrace_server.errors import InvalidDataset
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.trainers.reports import WarningRaised
-from headrace_server.worker.checkpoints import StoredCheckpoint, digest_of, list_checkpoints
+from headrace_server.training.checkpoints import Damaged, StoredCheckpoint, digest_of, list_checkpoints
 from headrace_server.worker.outbox import Outbox
-from headrace_server.worker.persistence import Damaged, Persistence
+from headrace_server.worker.persistence import Persistence
 
 log = structlog.get_logger()
 

@@ -19,10 +19,6 @@ REFUSALS = (OSError, StorageFull)
 log = structlog.get_logger()
 
 
-class Damaged(OSError):
-    """What came out is not what went in."""
-
-
 @dataclass(frozen=True, slots=True)
 class Persistence:
     """How long to try, in seconds."""

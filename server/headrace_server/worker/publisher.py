@@ -23,11 +23,17 @@ from headrace_server.storage.blob_store import Blob, BlobStore
 from headrace_server.trainers.job_file import ExportManifest
 from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, PhaseChanged, WarningRaised
 from headrace_server.training.assignment import PUBLISHED_EXPORT_FILE, PublishedExport
+from headrace_server.training.checkpoints import (
+    Damaged,
+    StoredCheckpoint,
+    describe_folder,
+    digest_of,
+    list_checkpoints,
+)
 from headrace_server.training.events import CheckpointSaved
 from headrace_server.training.session import Exported
-from headrace_server.worker.checkpoints import StoredCheckpoint, describe_folder, digest_of, list_checkpoints
 from headrace_server.worker.outbox import Outbox
-from headrace_server.worker.persistence import REFUSALS, Damaged, Persistence
+from headrace_server.worker.persistence import REFUSALS, Persistence
 
 EXPORT_FILE = "export.json"
 

@@ -14,10 +14,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headrace_server.storage.blob_store import BlobStore
-from headrace_server.worker.persistence import Damaged
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"((?:[^/]+/)*?(\d{12})-[0-9a-f]{16}/)")
+
+
+class Damaged(OSError):
+    """What came out is not what went in."""
 
 
 class CheckpointFile(BaseModel):
