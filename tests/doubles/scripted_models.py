@@ -9,6 +9,7 @@ import grpc
 from headrace.models.v1 import model_pb2 as goods
 from headrace.models.v1 import model_service_pb2 as pb
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceServicer
+from headrace.models.v1.serving_options_pb2 import ServingOptions
 from headrace.type.v1.tensor_pb2 import DataType, TensorSpec
 from tests.doubles.refusal import Refusal
 
@@ -19,6 +20,7 @@ class ScriptedModels(ModelServiceServicer):
     def __init__(self) -> None:
         self.files: dict[str, list[bytes]] = {}
         self.aliases: dict[str, dict[str, str]] = {}
+        self.serving: dict[str, ServingOptions] = {}
         self.uploads: dict[str, goods.ModelVersion] = {}
         """By request id."""
         self.headers: list[pb.UploadModelVersionHeader] = []
@@ -33,6 +35,18 @@ class ScriptedModels(ModelServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[self._model(name) for name in sorted(self.files)])
+
+    async def UpdateModel(self, request: pb.UpdateModelRequest, context: Any) -> pb.UpdateModelResponse:
+        await self._check(request.model.name, context)
+        kept = self.serving.setdefault(request.model.name, ServingOptions())
+        for path in request.update_mask.paths:
+            field = path.removeprefix("serving.")
+            given = getattr(request.model.serving, field)
+            if isinstance(given, bool):
+                setattr(kept, field, given)
+            else:
+                getattr(kept, field).CopyFrom(given)
+        return pb.UpdateModelResponse(model=self._model(request.model.name))
 
     async def GetModelVersion(self, request: pb.GetModelVersionRequest, context: Any) -> pb.GetModelVersionResponse:
         model, number = await self._find(request.name, context)
@@ -105,7 +119,9 @@ class ScriptedModels(ModelServiceServicer):
 
     def _model(self, name: str) -> goods.Model:
         latest = f"{name}/versions/{len(self.files[name])}"
-        return goods.Model(name=name, latest_version=latest, aliases=self.aliases.get(name))
+        return goods.Model(
+            name=name, latest_version=latest, aliases=self.aliases.get(name), serving=self.serving.get(name)
+        )
 
     def _version(self, model: str, number: int) -> goods.ModelVersion:
         content = self.files[model][number - 1]

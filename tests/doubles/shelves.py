@@ -1,11 +1,12 @@
 """A catalogue of data sets and a registry of models that keep everything in memory."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
 from headrace_server.datasets.dataset import Column, Dataset, DatasetFormat, DatasetVersion, Description
 from headrace_server.errors import DatasetNotFound, ModelNotFound
+from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage, Model, ModelVersion, Parity
 from headrace_server.names import ModelName
 from headrace_server.pages import Page, PageRequest
@@ -76,6 +77,7 @@ class MemoryRegistry:
     def __init__(self) -> None:
         self.contents: dict[tuple[str, int], bytes] = {}
         self.aliases: dict[str, dict[str, int]] = {}
+        self.serving: dict[str, ServingOptions] = {}
 
     async def register_file(
         self,
@@ -121,7 +123,13 @@ class MemoryRegistry:
         """One model."""
         if not self._latest(model):
             raise ModelNotFound(f"models/{model}")
-        return Model(id=model, latest_version=self._latest(model), aliases=self.aliases.get(model, {}), created_at=NOON)
+        return Model(
+            id=model,
+            latest_version=self._latest(model),
+            aliases=self.aliases.get(model, {}),
+            created_at=NOON,
+            serving=self.serving.get(model, ServingOptions()),
+        )
 
     async def list_versions(self, model: str, page: PageRequest) -> Page[ModelVersion]:
         """All versions, newest first."""
@@ -142,6 +150,12 @@ class MemoryRegistry:
     async def delete_alias(self, model: str, alias: str) -> Model:
         """Take an alias away."""
         del self.aliases[model][alias]
+        return await self.get(model)
+
+    async def change_serving(self, model: str, change: Callable[[ServingOptions], ServingOptions]) -> Model:
+        """Change how a model is served."""
+        await self.get(model)
+        self.serving[model] = change(self.serving.get(model, ServingOptions()))
         return await self.get(model)
 
     def read_artifact(self, version: ModelVersion, path: str) -> tuple[Artifact, AsyncIterator[bytes]]:

@@ -259,6 +259,7 @@ class BlockingClient(_Blocking[Client]):
     list_model_versions = _waiting(Client.list_model_versions)
     assign_alias = _waiting(Client.assign_alias)
     delete_alias = _waiting(Client.delete_alias)
+    update_model = _waiting(Client.update_model)
     load_model = _waiting(Client.load_model)
     unload_model = _waiting(Client.unload_model)
     upload_model = _waiting(Client.upload_model)

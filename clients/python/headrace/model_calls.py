@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import os
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from headrace.errors import DigestMismatch, Evidence, ServerFault
 from headrace.models.v1.model_pb2 import Artifact, Model, ModelVersion
@@ -24,16 +26,19 @@ from headrace.models.v1.model_service_pb2 import (
     LoadModelVersionRequest,
     LoadModelVersionResponse,
     UnloadModelVersionRequest,
+    UpdateModelRequest,
     UploadModelVersionHeader,
     UploadModelVersionRequest,
     UploadModelVersionResponse,
 )
 from headrace.names import model_name
 from headrace.pages import Page, collect
+from headrace.type.v1.tensor_pb2 import Precision
 from headrace.uploads import open_content
 from headrace.wire import Wire
 
 BackendName: TypeAlias = Literal["onnxruntime", "torch"]
+PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 ModelFormatName: TypeAlias = Literal["onnx", "torch_export"]
 
 LOAD_SECONDS = 300.0
@@ -59,6 +64,37 @@ class ModelCalls:
             return Page(answer.models, answer.next_page_token)
 
         return await collect(page, limit)
+
+    async def update_model(
+        self,
+        model: str,
+        *,
+        precision: PrecisionName | None = None,
+        tolerances: Mapping[str, float] | None = None,
+        is_pinned: bool | None = None,
+    ) -> Model:
+        """Change how the versions of a model are served; what is None stays as it is.
+
+        `tolerances` by name: max_relative_error, min_cosine, min_agreement, max_metric_loss.
+        Loaded versions follow in the background.  Raises InvalidSpec, ModelNotFound.
+        """
+        options = (await self.get_model(model)).serving
+        paths = []
+        if precision is not None:
+            options.precision.precision = Precision.Value(f"PRECISION_{precision.upper()}")
+        for name, value in (tolerances or {}).items():
+            setattr(options.precision.tolerances, name, value)
+        if precision is not None or tolerances:
+            paths.append("serving.precision")
+        if is_pinned is not None:
+            options.is_pinned = is_pinned
+            paths.append("serving.is_pinned")
+        if not paths:
+            raise ValueError("nothing to change was given")
+        request = UpdateModelRequest(
+            model=Model(name=model_name(model), serving=options), update_mask=FieldMask(paths=paths)
+        )
+        return (await self._wire.call_safely(self._wire.models.UpdateModel, request)).model
 
     async def get_model_version(self, model: str) -> ModelVersion:
         """One version: "digits" (what a prediction would use), "digits@champion", "models/digits/versions/3"."""

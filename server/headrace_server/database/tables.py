@@ -125,6 +125,8 @@ models = Table(
     metadata,
     Column("id", String(63), primary_key=True),
     Column("latest_version", Integer, nullable=False),
+    # How its versions are served, where that was changed.
+    Column("serving", JSON(none_as_null=True), nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
 )
 

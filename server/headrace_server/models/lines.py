@@ -8,8 +8,9 @@ Versions never change.  Belongs to the event loop.
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import ModelVersion
 
 MOST_REMEMBERED = 4096
@@ -17,10 +18,11 @@ MOST_REMEMBERED = 4096
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where the names of one model point."""
+    """Where the names of one model point, and how its versions are served."""
 
     latest_version: int
     aliases: dict[str, int]
+    serving: ServingOptions = field(default_factory=ServingOptions)
 
     def find(self, alias: str | None) -> int | None:
         """The version of an alias; without one, that of "default", else the newest."""

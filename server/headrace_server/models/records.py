@@ -4,13 +4,14 @@ Blocks: everything here is meant for a thread, or `run_sync`.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from headrace_server.database.tables import model_aliases, model_versions, models
 from headrace_server.models.lines import Line
+from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import Model, ModelVersion, NewVersion
 
 
@@ -78,7 +79,7 @@ def read_versions(connection: Connection, model: str, before: int | None, limit:
 def read_line(connection: Connection, model: str) -> Line | None:
     """The newest version and the aliases of a model."""
     found = read_model(connection, model)
-    return Line(found.latest_version, found.aliases) if found is not None else None
+    return Line(found.latest_version, found.aliases, found.serving) if found is not None else None
 
 
 def read_model(connection: Connection, model: str) -> Model | None:
@@ -100,6 +101,16 @@ def put_alias(connection: Connection, model: str, alias: str, number: int, now: 
     _lock(connection, model)
     connection.execute(_alias(model, alias))
     connection.execute(insert(model_aliases).values(model=model, alias=alias, version=number, assigned_at=now))
+
+
+def change_serving(connection: Connection, model: str, change: Callable[[ServingOptions], ServingOptions]) -> bool:
+    """Replace the serving options of a model by what `change` makes of them; False if there is no such model."""
+    if _lock(connection, model) is None:
+        return False
+    stored = connection.execute(select(models.c.serving).where(models.c.id == model)).scalar_one()
+    changed = change(ServingOptions.model_validate(stored or {})).model_dump(mode="json")
+    connection.execute(update(models).where(models.c.id == model).values(serving=changed))
+    return True
 
 
 def drop_alias(connection: Connection, model: str, alias: str) -> bool:
@@ -127,7 +138,13 @@ def _with_aliases(connection: Connection, rows: Iterable[Row[tuple[object, ...]]
     for row in connection.execute(query):
         aliases[row.model][row.alias] = row.version
     return [
-        Model(id=row.id, latest_version=row.latest_version, aliases=aliases[row.id], created_at=row.created_at)
+        Model(
+            id=row.id,
+            latest_version=row.latest_version,
+            aliases=aliases[row.id],
+            created_at=row.created_at,
+            serving=ServingOptions.model_validate(row.serving or {}),
+        )
         for row in rows
     ]
 

@@ -33,6 +33,7 @@ from headrace_server.errors import (
 )
 from headrace_server.models import folder, onnx_signature, records, torch_signature
 from headrace_server.models.lines import Line, Lines
+from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage, Model, ModelVersion, NewVersion
 from headrace_server.names import ID_RULE, ModelName, is_id
 from headrace_server.pages import Page, PageRequest
@@ -60,6 +61,7 @@ class Registry:
         self._settings = settings
         self._scratch = scratch / "models"
         self._lines = Lines()
+        self._serving_listeners: list[Callable[[str, ServingOptions], None]] = []
 
     async def sweep(self) -> int:
         """Remove what uploads have left behind that died between storing a file and registering it; return how many.
@@ -263,6 +265,38 @@ class Registry:
         assert changed is not None
         log.info("models.alias_deleted", model=f"models/{model}", alias=alias)
         return changed
+
+    # Serving options.
+
+    async def serving(self, model: str) -> ServingOptions:
+        """How the versions of a model are served; from memory, as `resolve`.  Raises ModelNotFound."""
+        line = self._lines.line(model) or await self._read_line(model)
+        if line is None:
+            raise ModelNotFound(f"models/{model}")
+        return line.serving
+
+    async def change_serving(self, model: str, change: Callable[[ServingOptions], ServingOptions]) -> Model:
+        """Replace the serving options of a model by what `change` makes of them.
+
+        `change` runs on the database's thread, and raises for what must not be.  Raises that, ModelNotFound.
+        """
+
+        def put(connection: Connection) -> Model | None:
+            if not records.change_serving(connection, model, change):
+                raise ModelNotFound(f"models/{model}")
+            return records.read_model(connection, model)
+
+        with self._lines.changing(model):
+            changed = await self._database.transact(put)
+        assert changed is not None
+        log.info("models.serving_changed", model=f"models/{model}", **changed.serving.model_dump(mode="json"))
+        for listener in self._serving_listeners:
+            listener(model, changed.serving)
+        return changed
+
+    def watch_serving(self, listener: Callable[[str, ServingOptions], None]) -> None:
+        """Call `listener` with a model's id and its new serving options, whenever they were changed."""
+        self._serving_listeners.append(listener)
 
     # Inside.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from headrace_server.models.serving import ServingOptions
 from headrace_server.names import ModelName
 from headrace_server.tensors import Signature
 
@@ -17,6 +18,8 @@ class ArtifactFormat(StrEnum):
     TORCH_EXPORT = "TORCH_EXPORT"
     SAFETENSORS = "SAFETENSORS"
     OTHER = "OTHER"
+    CALIBRATION = "CALIBRATION"
+    """Rows to judge plans with, as safetensors; see `models/calibration.py`."""
 
 
 class Artifact(BaseModel):
@@ -96,3 +99,4 @@ class Model(BaseModel):
     latest_version: int
     aliases: dict[str, int]
     created_at: datetime
+    serving: ServingOptions = ServingOptions()

@@ -3,12 +3,13 @@
 Errors are those of `errors.py`; each method says which in its own home.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from headrace_server.datasets.dataset import Dataset, DatasetFormat, DatasetVersion
 from headrace_server.inference.prediction import LoadedModel, ModelStatus, Prediction
 from headrace_server.inference.tally import Statistics
+from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import Artifact, ArtifactFormat, Model, ModelVersion
 from headrace_server.names import JobName, ModelName
 from headrace_server.pages import Page, PageRequest
@@ -92,6 +93,10 @@ class RegistryPort(Protocol):
 
     async def delete_alias(self, model: str, alias: str) -> Model:
         """Take an alias away."""
+        ...
+
+    async def change_serving(self, model: str, change: Callable[[ServingOptions], ServingOptions]) -> Model:
+        """Change how the versions of a model are served."""
         ...
 
     def read_artifact(self, version: ModelVersion, path: str) -> tuple[Artifact, AsyncIterator[bytes]]:

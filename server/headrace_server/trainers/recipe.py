@@ -93,7 +93,7 @@ class Recipe(_Part):
     batch_size: int = Field(64, ge=1, le=65_536)
     optimizer: Annotated[AdamW | Sgd, Field(discriminator="kind")] = AdamW()
     schedule: Annotated[ConstantSchedule | CosineSchedule, Field(discriminator="kind")] = CosineSchedule()
-    precision: Precision = Precision.AUTO
+    precision: Literal[Precision.AUTO, Precision.FP32, Precision.BF16, Precision.FP16] = Precision.AUTO
     seed: int = Field(ge=0, lt=2**63)
     """Drives initial weights, the split, the order of rows and augmentation."""
     evaluation: Evaluation = Evaluation()

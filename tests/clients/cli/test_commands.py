@@ -134,6 +134,8 @@ def test_a_file_may_say_everything_and_follow_watches(headrace: Headrace, tmp_pa
         ("datasets upload d none.csv", "No such file"),
         ("datasets upload d none.csv --format xls", "--format must be one of"),
         ("models load digits --backend tpu", "--backend must be one of"),
+        ("models update digits --precision fp7", "--precision must be one of"),
+        ("models update digits", "nothing to change"),
     ],
 )
 def test_a_slip_of_the_hand_is_one_sentence_and_code_two(words: str, sentence: str, headrace: Headrace) -> None:
@@ -270,6 +272,8 @@ def test_models_go_up_get_names_and_come_down(headrace: Headrace, tmp_path: Path
     assert "champion" in headrace("models", "versions", "digits").stdout
     assert parsed(headrace("models", "list", "--json"))[0]["aliases"] == {"champion": "models/digits/versions/1"}
     assert "accuracy 0.97" in headrace("models", "show", "digits").stdout
+    updated = headrace("models", "update", "digits", "--precision", "auto", "--min-cosine", 0.9995, "--pin").stdout
+    assert ("auto" in updated, "cosine 0.9995" in updated, "yes" in updated) == (True, True, True)
     assert "answers, on onnxruntime" in headrace("models", "load", "digits").stdout
     assert "is unloaded" in headrace("models", "unload", "digits").stdout
     assert "no aliases" in headrace("models", "alias", "delete", "digits", "champion").stdout

@@ -9,11 +9,11 @@ from headrace.cli.printing import age, print_fields, print_json, print_table
 from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, fail, perform
 from headrace.cli.story import describe_bytes
 from headrace.client import Client
-from headrace.model_calls import BackendName
+from headrace.model_calls import BackendName, PrecisionName
 from headrace.models.v1.model_pb2 import Model, ModelVersion
 from headrace.names import short_name
 from headrace.tensors import type_name
-from headrace.type.v1.tensor_pb2 import TensorSpec
+from headrace.type.v1.tensor_pb2 import Precision, TensorSpec
 
 models = typer.Typer(name="models", help="List, load, name and move models.", no_args_is_help=True)
 alias = typer.Typer(name="alias", help="Names that point to versions.", no_args_is_help=True)
@@ -24,6 +24,7 @@ AnyName = Annotated[
     str, typer.Argument(help="digits, digits@champion or models/digits/versions/3.", show_default=False)
 ]
 _BACKENDS = ("onnxruntime", "torch")
+_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 @models.command("list")
@@ -111,6 +112,46 @@ def alias_delete(
 
     async def work(client: Client) -> None:
         _print_aliases(await client.delete_alias(name, alias_name), as_json)
+
+    perform(server, as_json, work)
+
+
+@models.command()
+def update(
+    name: Name,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="auto: the fastest that is within the tolerances, as measured; or fp32, bf16, fp16, int8."),
+    ] = None,
+    max_relative_error: Annotated[float | None, typer.Option(help="Largest difference from fp32.")] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Smallest cosine to fp32.")] = None,
+    min_agreement: Annotated[float | None, typer.Option(help="Smallest share of rows with the same class.")] = None,
+    max_metric_loss: Annotated[float | None, typer.Option(help="Largest loss of the recorded measure.")] = None,
+    pin: Annotated[bool | None, typer.Option(help="Keep it loaded, however long nobody asks for it.")] = None,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Change how the versions of a model are served; what is not given stays as it is."""
+    if precision is not None and precision not in _PRECISIONS:
+        fail(f"--precision must be one of {', '.join(_PRECISIONS)}, not {precision!r}")
+    given = {
+        "max_relative_error": max_relative_error,
+        "min_cosine": min_cosine,
+        "min_agreement": min_agreement,
+        "max_metric_loss": max_metric_loss,
+    }
+    tolerances = {key: value for key, value in given.items() if value is not None}
+    if precision is None and pin is None and not tolerances:
+        fail("give at least one option: there is nothing to change")
+
+    async def work(client: Client) -> None:
+        changed = await client.update_model(
+            name, precision=cast("PrecisionName | None", precision), tolerances=tolerances, is_pinned=pin
+        )
+        if as_json:
+            print_json(changed)
+        else:
+            print_fields(console(), (("model", changed.name), *_serving(changed)))
 
     perform(server, as_json, work)
 
@@ -204,6 +245,20 @@ def _print_aliases(model: Model, as_json: bool) -> None:
         print_json(model)
     else:
         console().print(f"{model.name}: {_aliases(model) or 'no aliases'}")
+
+
+def _serving(model: Model) -> tuple[tuple[str, str], ...]:
+    policy, bounds = model.serving.precision, model.serving.precision.tolerances
+    tolerances = (
+        f"relative error {bounds.max_relative_error:g}, cosine {bounds.min_cosine:g}, "
+        f"agreement {bounds.min_agreement:g}, loss of the measure {bounds.max_metric_loss:g}"
+    )
+    precision = "the server's choice" if not policy.precision else Precision.Name(policy.precision)[10:].lower()
+    return (
+        ("precision", precision),
+        ("tolerances", tolerances),
+        ("pinned", "yes" if model.serving.is_pinned else "no"),
+    )
 
 
 def _measures(version: ModelVersion) -> str:

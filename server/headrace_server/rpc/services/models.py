@@ -20,6 +20,7 @@ from headrace_server.rpc.wire.models import (
     version_of,
     version_to_proto,
 )
+from headrace_server.rpc.wire.serving import serving_change
 
 LONGEST_REQUEST_ID = 128
 
@@ -41,6 +42,13 @@ class ModelService(pb_grpc.ModelServiceServicer):
         page = PageRequest.parse(request.page_size, request.page_token, "models")
         found = await self._registry.list(page)
         return pb.ListModelsResponse(models=map(model_to_proto, found.items), next_page_token=found.next_token)
+
+    async def UpdateModel(self, request: pb.UpdateModelRequest, context: Context) -> pb.UpdateModelResponse:
+        """Change how the versions of a model are served."""
+        changed = await self._registry.change_serving(
+            model_id(request.model.name, "model.name"), serving_change(request)
+        )
+        return pb.UpdateModelResponse(model=model_to_proto(changed))
 
     async def GetModelVersion(self, request: pb.GetModelVersionRequest, context: Context) -> pb.GetModelVersionResponse:
         """Return one version."""

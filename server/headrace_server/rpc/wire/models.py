@@ -10,6 +10,7 @@ from headrace_server.errors import InvalidName, InvalidSpec, Violation
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage, Model, ModelVersion
 from headrace_server.names import ID_RULE, ModelName, is_id
 from headrace_server.rpc.wire.events import time_to_proto
+from headrace_server.rpc.wire.serving import serving_to_proto
 from headrace_server.rpc.wire.tensors import spec_to_proto
 
 _UPLOADED = {
@@ -58,6 +59,7 @@ def model_to_proto(model: Model) -> pb.Model:
         latest_version=f"models/{model.id}/versions/{model.latest_version}" if model.latest_version else "",
         aliases={alias: f"models/{model.id}/versions/{version}" for alias, version in model.aliases.items()},
         create_time=time_to_proto(model.created_at),
+        serving=serving_to_proto(model.serving),
     )
 
 

@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from headrace.models.v1 import serving_options_pb2 as _serving_options_pb2
 from headrace.type.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -52,6 +53,7 @@ class Model(_message.Message):
     LATEST_VERSION_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}`: lower-case letters, digits and hyphens, at most 63."""
     latest_version: _builtins.str
@@ -64,6 +66,10 @@ class Model(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When its first version was registered."""
 
+    @_builtins.property
+    def serving(self) -> _serving_options_pb2.ServingOptions:
+        """How its versions are served."""
+
     def __init__(
         self,
         *,
@@ -71,10 +77,11 @@ class Model(_message.Message):
         latest_version: _builtins.str = ...,
         aliases: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        serving: _serving_options_pb2.ServingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "latest_version", b"latest_version", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "latest_version", b"latest_version", "name", b"name", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,6 +187,8 @@ class Artifact(_message.Message):
         """Weights alone, as safetensors."""
         FORMAT_OTHER: Artifact._Format.ValueType  # 4
         """Anything else, described by its file name."""
+        FORMAT_CALIBRATION: Artifact._Format.ValueType  # 5
+        """Rows to judge plans with, as safetensors: `inputs/{name}`, and what the trained network answered, `outputs/{name}`."""
 
     class Format(_Format, metaclass=_FormatEnumTypeWrapper):
         """What a file is."""
@@ -194,6 +203,8 @@ class Artifact(_message.Message):
     """Weights alone, as safetensors."""
     FORMAT_OTHER: Artifact.Format.ValueType  # 4
     """Anything else, described by its file name."""
+    FORMAT_CALIBRATION: Artifact.Format.ValueType  # 5
+    """Rows to judge plans with, as safetensors: `inputs/{name}`, and what the trained network answered, `outputs/{name}`."""
 
     PATH_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int

@@ -45,6 +45,11 @@ class ModelServiceStub:
                 request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/headrace.models.v1.ModelService/UpdateModel',
+                request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UpdateModelResponse.FromString,
+                _registered_method=True)
         self.GetModelVersion = channel.unary_unary(
                 '/headrace.models.v1.ModelService/GetModelVersion',
                 request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.GetModelVersionRequest.SerializeToString,
@@ -100,6 +105,13 @@ class ModelServiceServicer:
 
     def ListModels(self, request, context):
         """Lists models by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModel(self, request, context):
+        """Changes how the versions of a model are served.  Versions that are loaded follow in the background; calls go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,6 +186,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.ListModelsRequest.FromString,
                     response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UpdateModelRequest.FromString,
+                    response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UpdateModelResponse.SerializeToString,
             ),
             'GetModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelVersion,
@@ -271,6 +288,33 @@ class ModelService:
             '/headrace.models.v1.ModelService/ListModels',
             headrace_dot_models_dot_v1_dot_model__service__pb2.ListModelsRequest.SerializeToString,
             headrace_dot_models_dot_v1_dot_model__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.models.v1.ModelService/UpdateModel',
+            headrace_dot_models_dot_v1_dot_model__service__pb2.UpdateModelRequest.SerializeToString,
+            headrace_dot_models_dot_v1_dot_model__service__pb2.UpdateModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

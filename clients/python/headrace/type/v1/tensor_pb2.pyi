@@ -115,6 +115,8 @@ class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.V
     """bfloat16 with 32-bit accumulation."""
     PRECISION_FP16: _Precision.ValueType  # 4
     """16-bit floats with 32-bit accumulation; training scales its gradients."""
+    PRECISION_INT8: _Precision.ValueType  # 5
+    """8-bit integer weights and activations with 32-bit accumulation; for predictions only."""
 
 class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
     """A number format that arithmetic runs in."""
@@ -129,6 +131,8 @@ PRECISION_BF16: Precision.ValueType  # 3
 """bfloat16 with 32-bit accumulation."""
 PRECISION_FP16: Precision.ValueType  # 4
 """16-bit floats with 32-bit accumulation; training scales its gradients."""
+PRECISION_INT8: Precision.ValueType  # 5
+"""8-bit integer weights and activations with 32-bit accumulation; for predictions only."""
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
 @_typing.final

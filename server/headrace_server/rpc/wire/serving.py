@@ -1,0 +1,78 @@
+"""Serving options of models, between the contract's messages and the registry's values, both ways."""
+
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from headrace.models.v1 import model_service_pb2
+from headrace.models.v1 import serving_options_pb2 as pb
+from headrace.type.v1 import tensor_pb2
+from headrace_server.errors import InvalidSpec, Violation
+from headrace_server.models.serving import ServingOptions
+from headrace_server.precision import Precision, PrecisionPolicy, Tolerances
+
+_TO_PROTO = {precision: tensor_pb2.Precision.Value(f"PRECISION_{precision.name}") for precision in Precision}
+_FROM_PROTO = {number: precision for precision, number in _TO_PROTO.items()}
+_WHOLE = "serving"
+
+
+def serving_to_proto(serving: ServingOptions) -> pb.ServingOptions:
+    """All options, with the defaults that stand for what was never set."""
+    policy = serving.precision
+    return pb.ServingOptions(
+        precision=pb.PrecisionPolicy(
+            precision=_TO_PROTO[policy.precision] if policy.precision is not None else tensor_pb2.PRECISION_UNSPECIFIED,
+            tolerances=pb.Tolerances(**policy.tolerances.model_dump()),
+        ),
+        is_pinned=serving.is_pinned,
+    )
+
+
+def serving_change(request: model_service_pb2.UpdateModelRequest) -> Callable[[ServingOptions], ServingOptions]:
+    """What an UpdateModelRequest changes.  Raises InvalidSpec with everything that is wrong with it."""
+    fields = _asked(request)
+    given = request.model.serving
+    update: dict[str, object] = {}
+    if "precision" in fields:
+        update["precision"] = _policy_from_proto(given.precision)
+    if "is_pinned" in fields:
+        update["is_pinned"] = given.is_pinned
+    return lambda serving: serving.model_copy(update=update)
+
+
+def _asked(request: model_service_pb2.UpdateModelRequest) -> set[str]:
+    """The fields of ServingOptions that the mask names."""
+    known = set(ServingOptions.model_fields)
+    asked: set[str] = set()
+    wrong = []
+    for path in request.update_mask.paths or [_WHOLE]:
+        top, _, field = path.partition(".")
+        if top == _WHOLE and not field:
+            asked |= known
+        elif top == _WHOLE and field in known:
+            asked.add(field)
+        else:
+            paths = ", ".join([_WHOLE, *(f"{_WHOLE}.{name}" for name in sorted(known))])
+            wrong.append(Violation("update_mask", f"{path!r} cannot be changed; {paths} can"))
+    if wrong:
+        raise InvalidSpec(wrong)
+    return asked
+
+
+def _policy_from_proto(policy: pb.PrecisionPolicy) -> PrecisionPolicy:
+    wrong: list[Violation] = []
+    field = "model.serving.precision"
+    if policy.precision and policy.precision not in _FROM_PROTO:
+        wrong.append(Violation(f"{field}.precision", f"{policy.precision} is not a precision that this server knows"))
+    given = {descriptor.name: value for descriptor, value in policy.tolerances.ListFields()}
+    tolerances = Tolerances()
+    try:
+        tolerances = Tolerances.model_validate(given)
+    except ValidationError as error:
+        wrong += [
+            Violation(f"{field}.tolerances.{problem['loc'][0]}", f"is {problem['input']:g}: {problem['msg']}")
+            for problem in error.errors()
+        ]
+    if wrong:
+        raise InvalidSpec(wrong)
+    return PrecisionPolicy(precision=_FROM_PROTO.get(policy.precision), tolerances=tolerances)
