@@ -14,10 +14,11 @@ AdamW Augmentation BlockingClient BlockingRun CheckpointSaved Client Conflict Co
 CursorAhead CursorExpired Dataset DatasetNotFound DatasetVersion DeadlineExceeded Denied DeviceOutOfMemory
 DigestMismatch EarlyStopping Evaluation EvaluationCompleted Event ExpiredInQueue HeadraceError Health
 IllegalTransition ImageClassificationTrainer InUse Interruption Invalid InvalidDataset InvalidModel InvalidName
-InvalidPageToken InvalidSpec InvalidTensor JobNotFound LogLine Model ModelFailed ModelLoading ModelNotFound
-ModelNotLoaded ModelRegistered ModelVersion NameTaken NoPermit NotFound OutOfRange Overloaded PhaseChanged
-PluginTrainer Prediction Provenance QueueFull RequestIdReused Retry ServerDraining ServerFault Sgd StateChanged
-StepCompleted StorageFull StreamedPrediction TabularTrainer TimedOut Timing TooLarge TrainingCancelled TrainingEnded
+InvalidPageToken InvalidSpec InvalidTensor JobNotFound LinearSchedule LogLine Model ModelFailed ModelLoading
+ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken NoPermit NotFound Numerics
+OutOfRange Overloaded PhaseChanged PluginTrainer Prediction Provenance QueueFull RequestIdReused Retry ServerDraining
+ServerFault Sgd StateChanged StepCompleted StepDecaySchedule StorageFull
+StreamedPrediction TabularTrainer TimedOut Timing TooLarge TrainingCancelled TrainingEnded
 TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported Violation WarningRaised WrongState plugin
 training_spec
 """

@@ -21,6 +21,15 @@ def test_keywords_become_the_contracts_message() -> None:
         batch_size=32,
         optimizer=headrace.Sgd(learning_rate=0.1),
         schedule=headrace.ConstantSchedule(),
+        micro_batches=4,
+        split_to_fit=True,
+        max_gradient_norm=1.0,
+        moving_average=headrace.MovingAverage(decay=0.99),
+        numerics=headrace.Numerics(on_non_finite=headrace.Numerics.ACTION_SKIP),
+        deterministic=True,
+        compilation="never",
+        channels_last=False,
+        strategy="fully_sharded",
         precision="bf16",
         seed=0,
         evaluation=headrace.Evaluation(holdout_fraction=0.1),
@@ -37,10 +46,30 @@ def test_keywords_become_the_contracts_message() -> None:
     assert spec.optimizer == Optimizer(sgd=headrace.Sgd(learning_rate=0.1))
     assert spec.schedule.WhichOneof("kind") == "constant"
     assert spec.precision == Precision.PRECISION_BF16
+    assert (spec.micro_batches, spec.split_to_fit, spec.max_gradient_norm) == (4, True, 1.0)
+    assert spec.moving_average.decay == 0.99
+    assert spec.numerics.on_non_finite == headrace.Numerics.ACTION_SKIP
+    assert spec.deterministic
+    assert spec.compilation == TrainingSpec.COMPILATION_NEVER
+    assert spec.HasField("channels_last")  # a false that was meant
+    assert spec.strategy == TrainingSpec.STRATEGY_FULLY_SHARDED
     assert spec.HasField("seed")  # a zero that was meant
     assert spec.HasField("max_restarts")
     assert spec.checkpoints.period.ToTimedelta() == timedelta(seconds=90)
     assert spec.resources.device == Resources.Device.DEVICE_CPU
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind"),
+    [
+        (headrace.ConstantSchedule(), "constant"),
+        (headrace.CosineSchedule(), "cosine"),
+        (headrace.LinearSchedule(), "linear"),
+        (headrace.StepDecaySchedule(), "step_decay"),
+    ],
+)
+def test_every_schedule_can_be_asked_for(schedule: Any, kind: str) -> None:
+    assert training_spec(dataset="d", model="m", schedule=schedule).schedule.WhichOneof("kind") == kind
 
 
 def test_what_is_not_said_is_left_to_the_server() -> None:
@@ -63,7 +92,7 @@ def test_a_plugin_has_a_name_and_parameters_of_its_own() -> None:
         ({"epochs": 3, "steps": 4}, "epochs or steps, not both"),
         ({"trainer": "tabular"}, "str is not a trainer"),
         ({"optimizer": "adam"}, "neither AdamW nor Sgd"),
-        ({"schedule": "cosine"}, "neither ConstantSchedule nor CosineSchedule"),
+        ({"schedule": "cosine"}, "str is not a schedule"),
     ],
 )
 def test_mistakes_in_keywords_are_type_errors(keywords: dict[str, Any], problem: str) -> None:

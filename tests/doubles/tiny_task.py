@@ -11,18 +11,29 @@ from headrace_server.trainers.task import Program, Rows, Task
 
 
 class TinyTask(Task):
-    """Two noisy clusters in four dimensions.  `loss_of` may replace the loss, to script its failures."""
+    """Two noisy clusters in four dimensions.
+
+    `loss_of` may replace the loss, to script its failures.  A plain one has nothing by which rows that are computed
+    apart differ from rows that are computed together: no batch statistics, no dropout.
+    """
 
     measures = CLASSIFICATION
 
     def __init__(
-        self, num_rows: int = 37, num_held_out: int = 11, loss_of: Callable[[Tensor, Tensor], Tensor] | None = None
+        self,
+        num_rows: int = 37,
+        num_held_out: int = 11,
+        loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+        is_plain: bool = False,
     ) -> None:
+        self._is_plain = is_plain
         self.training = _rows(num_rows, seed=1)
         self.held_out = _rows(num_held_out, seed=2)
         self._loss_of = loss_of or nn.functional.cross_entropy
 
     def make_network(self) -> nn.Module:
+        if self._is_plain:
+            return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
 
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """The loop's promises, on a network of a few dozen weights."""
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,14 @@ from headrace_server.trainers.failures import Diverged, TrainingFailure
 from headrace_server.trainers.loop import Loop, Outcome
 from headrace_server.trainers.recipe import (
     AdamW,
+    ConstantSchedule,
     EarlyStopping,
     Epochs,
     Evaluation,
+    LinearSchedule,
+    MovingAverage,
+    Numerics,
+    OnNonFinite,
     Recipe,
     Sgd,
     Steps,
@@ -30,11 +36,13 @@ from headrace_server.trainers.reports import (
     EvaluationCompleted,
     StepCompleted,
     TrainerReport,
+    WarningRaised,
 )
 from tests.doubles.tiny_task import TinyTask
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(length=Epochs(count=4), batch_size=8, optimizer=AdamW(learning_rate=0.01), seed=5)
+PLAIN = RECIPE.model_copy(update={"schedule": ConstantSchedule()})
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +77,7 @@ class Run:
         task: TinyTask | None = None,
         stop_after: int | None = None,
         resume_from: Path | None = None,
+        versions: dict[str, str] | None = None,
     ) -> None:
         self.reports: list[TrainerReport] = []
         torch.manual_seed(recipe.seed)
@@ -83,6 +92,7 @@ class Run:
             report=self.reports.append,
             checkpoints=self.writer,
             stop=StopAt(stop_after),
+            versions=versions,
         )
         if resume_from is not None:
             self.loop.restore(read_checkpoint(resume_from))
@@ -131,23 +141,44 @@ RECIPES = [
     RECIPE.model_copy(update={"length": Steps(count=17), "optimizer": Sgd()}),
     RECIPE.model_copy(update={"precision": Precision.FP16, "evaluation": Evaluation(every_epochs=3, metric="loss")}),
     RECIPE.model_copy(update={"length": Epochs(count=9), "early_stopping": EarlyStopping(patience=2, min_delta=0.05)}),
+    RECIPE.model_copy(
+        update={"micro_batches": 3, "moving_average": MovingAverage(decay=0.9), "schedule": LinearSchedule()}
+    ),
+    RECIPE.model_copy(
+        update={
+            "micro_batches": 4,
+            "precision": Precision.FP16,
+            "max_gradient_norm": 0.5,
+            "numerics": Numerics(on_non_finite=OnNonFinite.LOWER_RATE),
+            "deterministic": True,
+        }
+    ),
 ]
 
 
+def sometimes_infinite(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that some batches of the tiny task, and always the same ones, make infinite."""
+    loss = torch.nn.functional.cross_entropy(outputs, targets)
+    return loss / (targets.sum() != 5)
+
+
 @settings(max_examples=25, deadline=None)
-@given(recipe=st.sampled_from(RECIPES), stops=st.lists(st.integers(0, 12), min_size=1, max_size=3))
+@given(recipe=st.sampled_from(RECIPES), stops=st.lists(st.integers(0, 30), min_size=1, max_size=3))
 def test_a_training_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, stops: list[int]
 ) -> None:
+    """Anywhere: also between two micro-batches of a step, and after steps that were left out."""
     folder = tmp_path_factory.mktemp("run")
-    uninterrupted = Run(folder / "whole", recipe)
+    leaves_out = recipe.numerics.on_non_finite is not OnNonFinite.STOP
+    task = TinyTask(loss_of=sometimes_infinite if leaves_out else None)
+    uninterrupted = Run(folder / "whole", recipe, task)
     uninterrupted.go()
 
     resume_from: Path | None = None
     steps: list[int] = []
     evaluations: list[EvaluationCompleted] = []
     for number, stop_after in enumerate([*stops, None]):
-        run = Run(folder / str(number), recipe, None, stop_after, resume_from)
+        run = Run(folder / str(number), recipe, task, stop_after, resume_from)
         outcome = run.go()
         steps += [report.step for report in run.steps]
         evaluations += run.evaluations
@@ -166,6 +197,97 @@ def test_a_training_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     ]
     assert steps == sorted(set(steps))
     assert steps[-1] == uninterrupted.steps[-1].step
+    assert run.steps[-1].skipped_steps == uninterrupted.steps[-1].skipped_steps
+
+
+def test_a_stop_between_two_micro_batches_is_obeyed_at_once(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"micro_batches": 4})
+
+    run = Run(tmp_path, recipe, stop_after=6)  # a look before each step, and before each but the first micro-batch
+
+    assert run.go() is Outcome.STOPPED
+    values = read_checkpoint(Path(run.checkpoints[-1].folder)).values
+    assert (values.step, values.rows_done) == (1, 4)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 8])
+def test_micro_batches_make_the_step_of_the_whole_batch(tmp_path: Path, micro_batches: int) -> None:
+    whole = Run(tmp_path / "1", PLAIN, TinyTask(is_plain=True))
+    parts = Run(tmp_path / "2", PLAIN.model_copy(update={"micro_batches": micro_batches}), TinyTask(is_plain=True))
+
+    whole.go()
+    parts.go()
+
+    for name, tensor in whole.weights.items():
+        torch.testing.assert_close(parts.weights[name], tensor, rtol=1e-5, atol=1e-6)
+    assert parts.steps[0].step == whole.steps[0].step == 1
+    assert parts.steps[0].loss == pytest.approx(whole.steps[0].loss, rel=1e-5)
+
+
+def test_the_averaged_weights_are_evaluated_and_exported_and_the_others_are_trained(tmp_path: Path) -> None:
+    plain = Run(tmp_path / "1", PLAIN, TinyTask(is_plain=True))
+    averaged = Run(
+        tmp_path / "2",
+        PLAIN.model_copy(update={"moving_average": MovingAverage(), "evaluation": Evaluation(metric="loss")}),
+        TinyTask(is_plain=True),
+    )
+
+    plain.go()
+    averaged.go()
+
+    assert same(plain.weights, averaged.weights)
+    checkpoint = read_checkpoint(Path(averaged.checkpoints[-1].folder))
+    assert averaged.loop.best.step == 20
+    assert checkpoint.best_weights is not None
+    assert same(dict(checkpoint.best_weights), dict(averaged.loop.best.weights))
+    for name in ("0.weight", "2.bias"):
+        assert torch.equal(averaged.loop.best.weights[name], checkpoint.tensors[f"average.{name}"])
+        assert not torch.equal(averaged.loop.best.weights[name], averaged.weights[name])
+
+
+@pytest.mark.parametrize("on_non_finite", [OnNonFinite.SKIP, OnNonFinite.LOWER_RATE])
+def test_steps_that_are_not_finite_are_left_out_and_told(tmp_path: Path, on_non_finite: OnNonFinite) -> None:
+    numerics = Numerics(on_non_finite=on_non_finite)
+    recipe = RECIPE.model_copy(update={"numerics": numerics, "schedule": ConstantSchedule()})
+
+    run = Run(tmp_path, recipe, TinyTask(loss_of=sometimes_infinite))
+
+    assert run.go() is Outcome.COMPLETED
+    skipped = run.steps[-1].skipped_steps
+    assert 0 < skipped < 20
+    warnings = [report for report in run.reports if isinstance(report, WarningRaised)]
+    assert {warning.code for warning in warnings} == {"STEPS_SKIPPED"}
+    assert "left out: the loss or the gradient was not finite" in warnings[-1].message
+    assert all(tensor.isfinite().all() for tensor in run.weights.values())
+    assert all(math.isfinite(report.loss) for report in run.steps[1:])
+    expected = 0.01 * 0.5**skipped if on_non_finite is OnNonFinite.LOWER_RATE else 0.01
+    assert run.steps[-1].learning_rate == pytest.approx(expected)
+
+
+def test_a_training_that_only_leaves_out_steps_fails(tmp_path: Path) -> None:
+    numerics = Numerics(on_non_finite=OnNonFinite.SKIP, max_skipped_in_a_row=3)
+    task = TinyTask(loss_of=lambda outputs, _: outputs.sum() * float("nan"))
+
+    run = Run(tmp_path, RECIPE.model_copy(update={"numerics": numerics}), task)
+
+    with pytest.raises(Diverged, match="steps in a row had no finite loss"):
+        run.go()
+
+
+def test_another_environment_is_told_when_a_training_is_resumed(tmp_path: Path) -> None:
+    first = Run(tmp_path / "1", stop_after=3, versions={"torch": "2.13", "threads": "1"})
+    first.go()
+
+    second = Run(
+        tmp_path / "2",
+        resume_from=Path(first.checkpoints[-1].folder),
+        versions={"torch": "2.14", "threads": "1", "cuda": "13"},
+    )
+
+    (warning,) = second.reports
+    assert isinstance(warning, WarningRaised)
+    assert warning.code == "ENVIRONMENT_CHANGED"
+    assert "since step 3, torch 2.13 → 2.14" in warning.message
 
 
 def test_a_completed_training_is_resumed_without_another_step(tmp_path: Path) -> None:
@@ -214,7 +336,8 @@ def test_progress_tells_what_was_done(tmp_path: Path) -> None:
     assert (last.step, last.epoch, last.fraction) == (20, 4, 1.0)
     assert last.samples_per_second > 0
     assert set(last.metrics) == {"accuracy"}
-    assert set(last.step_seconds) == {"data", "forward", "backward", "optimizer"}
+    assert set(first.step_seconds) == {"data", "forward", "backward", "optimizer"}
+    assert set(last.step_seconds) >= set(first.step_seconds)
     assert 0 < last.learning_rate < 0.01
     assert [report.step for report in run.evaluations] == [5, 10, 15, 20]
     assert run.evaluations[0].is_best

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from headrace_server.datasets.dataset import Column, DatasetFormat, DatasetVersion, Description
-from headrace_server.errors import InvalidDataset
+from headrace_server.errors import InvalidDataset, InvalidSpec
 from headrace_server.tensors import DataType
 from headrace_server.trainers.tabular.parameters import TabularParameters, TargetKind
 from headrace_server.trainers.tabular.task import TabularTask, build, input_names
@@ -46,6 +46,21 @@ def mixed(**changes: Sequence[Any] | pa.Array) -> dict[str, Sequence[Any] | pa.A
         "kind": [("cat", "dog")[row % 7 > 3] for row in range(NUM_ROWS)],
     }
     return {**columns, **changes}
+
+
+def test_label_smoothing_takes_certainty_from_the_right_class(tmp_path: Path) -> None:
+    table = Table(tmp_path, mixed())
+    outputs, targets = torch.tensor([[4.0, -4.0]]), torch.tensor([0])
+
+    sharp = table.build(target="kind").loss(outputs, targets)
+    smooth = table.build(target="kind", label_smoothing=0.2).loss(outputs, targets)
+
+    assert smooth == pytest.approx(0.9 * sharp + 0.1 * (sharp + 8.0), rel=1e-5)
+
+
+def test_label_smoothing_of_a_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="'size' holds no classes"):
+        Table(tmp_path, mixed(size=[row / 7 for row in range(NUM_ROWS)])).build(target="size", label_smoothing=0.1)
 
 
 def test_a_table_becomes_named_inputs_and_class_scores(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def job(folder: Path, **changes: Any) -> JobFile:
         ({"parameters": {"target": "kind", "features": ["sise"]}}, InvalidDataset, "sise"),
         ({"parameters": {"target": "kind", "wings": 2}}, ValidationError, "wings"),
         ({"trainer": "poetry"}, InvalidSpec, "no trainer 'poetry': it is not installed here"),
+        ({"dataset_digest": "sha256:" + 64 * "0"}, InvalidDataset, "its content has changed"),
         ({"resume_from": Path("/nowhere")}, CheckpointDamaged, "the checkpoint nowhere cannot be used"),
         (
             {"recipe": RECIPE.model_copy(update={"evaluation": Evaluation(metric="rmse")})},

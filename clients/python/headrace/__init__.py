@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     from headrace.training.v1.training_spec_pb2 import (
         AdamW as AdamW, Augmentation as Augmentation, ConstantSchedule as ConstantSchedule,
         CosineSchedule as CosineSchedule, EarlyStopping as EarlyStopping, Evaluation as Evaluation,
-        ImageClassificationTrainer as ImageClassificationTrainer, PluginTrainer as PluginTrainer, Sgd as Sgd,
-        TabularTrainer as TabularTrainer, TrainingSpec as TrainingSpec,
+        ImageClassificationTrainer as ImageClassificationTrainer, LinearSchedule as LinearSchedule,
+        MovingAverage as MovingAverage, Numerics as Numerics, PluginTrainer as PluginTrainer, Sgd as Sgd,
+        StepDecaySchedule as StepDecaySchedule, TabularTrainer as TabularTrainer, TrainingSpec as TrainingSpec,
     )
     # isort: on
     # fmt: on
@@ -90,7 +91,8 @@ _HOMES = {
     "headrace.training.v1.training_job_pb2": ("CheckpointSaved", "StepCompleted", "TrainingJob"),
     "headrace.training.v1.training_spec_pb2": (
         "AdamW", "Augmentation", "ConstantSchedule", "CosineSchedule", "EarlyStopping", "Evaluation",
-        "ImageClassificationTrainer", "PluginTrainer", "Sgd", "TabularTrainer", "TrainingSpec",
+        "ImageClassificationTrainer", "LinearSchedule", "MovingAverage", "Numerics", "PluginTrainer", "Sgd",
+        "StepDecaySchedule", "TabularTrainer", "TrainingSpec",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -21,11 +21,15 @@ from headrace.training.v1.training_spec_pb2 import (
     EarlyStopping,
     Evaluation,
     ImageClassificationTrainer,
+    LinearSchedule,
+    MovingAverage,
+    Numerics,
     Optimizer,
     PluginTrainer,
     Resources,
     Schedule,
     Sgd,
+    StepDecaySchedule,
     TabularTrainer,
     TrainingSpec,
 )
@@ -34,6 +38,8 @@ from headrace.type.v1.tensor_pb2 import Precision
 Trainer: TypeAlias = TabularTrainer | ImageClassificationTrainer | PluginTrainer
 PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "gpu"]
+CompilationName: TypeAlias = Literal["auto", "never", "always"]
+StrategyName: TypeAlias = Literal["data_parallel", "fully_sharded"]
 
 
 class SpecKeywords(TypedDict, total=False):
@@ -50,9 +56,25 @@ class SpecKeywords(TypedDict, total=False):
     steps: int
     """Optimizer steps."""
     batch_size: int
+    micro_batches: int
+    """How many parts a step's rows are computed in, one after another."""
+    split_to_fit: bool
+    """Compute in as many parts as the memory demands."""
     optimizer: AdamW | Sgd
-    schedule: ConstantSchedule | CosineSchedule
+    schedule: ConstantSchedule | CosineSchedule | LinearSchedule | StepDecaySchedule
+    max_gradient_norm: float
+    """Gradients are scaled down to it."""
+    moving_average: MovingAverage
+    """MovingAverage(decay=0.999): evaluates and exports averaged weights."""
+    numerics: Numerics
+    """For example Numerics(on_non_finite=Numerics.ACTION_SKIP)."""
     precision: PrecisionName
+    deterministic: bool
+    """The same bits each time, on the same machine."""
+    compilation: CompilationName
+    channels_last: bool
+    strategy: StrategyName
+    """What each of several ranks holds."""
     seed: int
     evaluation: Evaluation
     """For example Evaluation(holdout_fraction=0.1, metric="loss")."""
@@ -80,6 +102,13 @@ def training_spec(**keywords: Unpack[SpecKeywords]) -> TrainingSpec:
         dataset=dataset_name(keywords.get("dataset", "")),
         model=model_name(keywords.get("model", "")),
         batch_size=keywords.get("batch_size"),
+        micro_batches=keywords.get("micro_batches"),
+        split_to_fit=keywords.get("split_to_fit", False),
+        max_gradient_norm=keywords.get("max_gradient_norm"),
+        moving_average=keywords.get("moving_average"),
+        numerics=keywords.get("numerics"),
+        deterministic=keywords.get("deterministic", False),
+        channels_last=keywords.get("channels_last"),
         seed=keywords.get("seed"),
         evaluation=keywords.get("evaluation"),
         early_stopping=keywords.get("early_stopping"),
@@ -143,17 +172,28 @@ def _set_arithmetic(spec: TrainingSpec, keywords: SpecKeywords) -> None:
             pass
         case other:
             raise TypeError(f"optimizer: {type(other).__name__} is neither AdamW nor Sgd")
-    match keywords.get("schedule"):
-        case ConstantSchedule() as constant:
-            spec.schedule.CopyFrom(Schedule(constant=constant))
-        case CosineSchedule() as cosine:
-            spec.schedule.CopyFrom(Schedule(cosine=cosine))
-        case None:
-            pass
-        case other:
-            raise TypeError(f"schedule: {type(other).__name__} is neither ConstantSchedule nor CosineSchedule")
+    if (schedule := keywords.get("schedule")) is not None:
+        spec.schedule.CopyFrom(_schedule(schedule))
     if (precision := keywords.get("precision")) is not None:
         spec.precision = Precision.Value(f"PRECISION_{precision.upper()}")
+    if (compilation := keywords.get("compilation", "auto")) != "auto":
+        spec.compilation = TrainingSpec.Compilation.Value(f"COMPILATION_{compilation.upper()}")
+    if (strategy := keywords.get("strategy")) is not None:
+        spec.strategy = TrainingSpec.Strategy.Value(f"STRATEGY_{strategy.upper()}")
+
+
+def _schedule(schedule: ConstantSchedule | CosineSchedule | LinearSchedule | StepDecaySchedule) -> Schedule:
+    match schedule:
+        case ConstantSchedule():
+            return Schedule(constant=schedule)
+        case CosineSchedule():
+            return Schedule(cosine=schedule)
+        case LinearSchedule():
+            return Schedule(linear=schedule)
+        case StepDecaySchedule():
+            return Schedule(step_decay=schedule)
+        case _:
+            raise TypeError(f"schedule: {type(schedule).__name__} is not a schedule such as CosineSchedule")
 
 
 def _set_resources(spec: TrainingSpec, keywords: SpecKeywords) -> None:

@@ -35,6 +35,28 @@ def forward_context(precision: Precision, device: torch.device) -> AbstractConte
     return nullcontext()
 
 
+def prefers_channels_last(wanted: bool | None, device: torch.device) -> bool:
+    """Whether images lie in memory pixel by pixel: as wanted, or else where convolutions are faster for it."""
+    return device.type == "cuda" if wanted is None else wanted
+
+
+def use_algorithms(*, deterministic: bool, precision: Precision, device: torch.device) -> None:
+    """Choose between repeatable and fast kernels for this process, before the first of them runs.
+
+    Deterministic: an operation that has no such kernel raises RuntimeError.  Otherwise the fastest convolutions are
+    searched for, and what stays in float32 beside reduced precision may round its factors to TF32.
+    """
+    if deterministic:
+        # Read when the first handle of cuBLAS is made; the value is one of the two that NVIDIA documents as repeatable.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    # It would fill every new tensor, in case somebody reads what nobody wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.set_float32_matmul_precision("highest" if precision is Precision.FP32 or deterministic else "high")
+
+
 def use_threads(num_threads: int | None) -> int:
     """Set and return how many CPU threads torch computes with; all that this process may use when None."""
     chosen = num_threads or len(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
 """Writes the state of a training to a folder, and reads it back.  Nothing in a folder is code, or pickled.
 
     weights.safetensors   the network as it is
-    best.safetensors      the network as it was at its best evaluation; absent before the first, and when that is now
-    state.safetensors     the optimizer, the random generators, the loss scale
+    best.safetensors      what its best evaluation was of; absent before the first, and when that is now
+    state.safetensors     the optimizer, the average, the random generators, the loss scale, half-summed gradients
     state.json            plain values, and the size and digest of every other file
 
 A folder appears complete or not at all: it is written under another name, then renamed.
@@ -47,12 +47,15 @@ class Values(BaseModel):
     """Raised when the layout of checkpoints changes."""
     step: int
     """Optimizer steps that were done; epoch and place in it follow from this."""
+    rows_done: int = 0
+    """Rows of the next step whose gradients are summed already."""
     num_rows: int
     """Training rows, to notice other data."""
     is_over: bool
     """Whether the training ended here, as planned or early."""
     standing: Standing
     versions: dict[str, str]
+    """What it was made with and on: versions, machine, data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Checkpoint:
 
     weights: Mapping[str, Tensor]
     best_weights: Mapping[str, Tensor] | None
-    """The very same object as `weights` when this is the best."""
+    """The very same object as `weights` when this is the best, unless the best ones are averages."""
     tensors: Mapping[str, Tensor]
     values: Values
 
@@ -110,7 +113,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     except (OSError, SafetensorError) as error:
         raise CheckpointDamaged(folder, str(error)) from error
     is_best = document.values.standing.best_step == document.values.step
-    return Checkpoint(weights, weights if is_best else contents.get(BEST), tensors, document.values)
+    best_weights = contents.get(BEST, weights if is_best else None)
+    return Checkpoint(weights, best_weights, tensors, document.values)
 
 
 class _Document(BaseModel):

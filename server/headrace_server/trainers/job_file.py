@@ -25,6 +25,8 @@ class JobFile(BaseModel):
     recipe: Recipe
     dataset_path: Path
     dataset_format: DatasetFormat
+    dataset_digest: str = ""
+    """"sha256:" and 64 hexadecimal digits of what lies at `dataset_path`; empty where nobody knows."""
     workspace: Path
     """A folder that belongs to this process; everything it writes goes below it."""
     resume_from: Path | None

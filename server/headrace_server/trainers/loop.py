@@ -1,16 +1,17 @@
 """The loop that trains every family.  Read this file first.
 
-    for each step:   batch → augment → forward → loss → backward → optimizer
+    for each step:   batch → augment → (forward → loss → backward) for each micro-batch → optimizer
     at times:        a report, an evaluation, a checkpoint
 
 Three rules shape it:
 
 * The host never waits for the device inside a step.  Losses are summed where they arise and read at reports, at most
-  ten times a second (`progress.py`).  A loss that is not finite is therefore found at the next report.
-* All that decides the rest of the training is in a checkpoint, and there is little of it: the number of steps done, the
-  weights, the optimizer's tensors, the random generators, and the standing of evaluations.  The epoch, the place in it,
-  the order of rows and the learning rate are functions of the step.  On a CPU, a training that was stopped anywhere and
-  resumed ends with the same bits as one that was not, for the same number of threads.
+  ten times a second (`progress.py`).  A loss that is not finite is therefore found at the next report, unless the
+  recipe asks for such steps to be left out, which the device decides by itself (`gradients.py`).
+* All that decides the rest of the training is in a checkpoint, and there is little of it: how many steps were done and
+  how many rows of the next one, and the tensors of the Learner (`learner.py`).  The epoch, the place in it, the order
+  of rows and the learning rate are functions of the step.  On a CPU, and anywhere in deterministic mode, a training
+  that was stopped anywhere and resumed ends with the same bits as one that was not, for the same number of threads.
 * What happens after a step (report, evaluation, checkpoint) happens in one place and in that order, `_after_step`, so
   that a checkpoint never lies between a step and the evaluation that belongs to it.
 
@@ -28,22 +29,22 @@ import torch
 from torch import Tensor, nn
 
 from headrace_server.errors import InvalidSpec, Violation
-from headrace_server.precision import Precision
-from headrace_server.trainers.arithmetic import choose_precision, forward_context
-from headrace_server.trainers.checkpoint import Checkpoint, Values, copy_to_host
+from headrace_server.trainers.checkpoint import Checkpoint, Values
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter, Importance
+from headrace_server.trainers.environment import differences
 from headrace_server.trainers.failures import Diverged, TrainingFailure
 from headrace_server.trainers.feed import Feed
-from headrace_server.trainers.optimizers import LossScale, learning_rate, make_optimizer
+from headrace_server.trainers.gradients import Guard
+from headrace_server.trainers.learner import Learner
 from headrace_server.trainers.progress import Progress
-from headrace_server.trainers.randomness import Use, derive_seed
 from headrace_server.trainers.recipe import Recipe, Steps
-from headrace_server.trainers.reports import EvaluationCompleted, TrainerReport
+from headrace_server.trainers.reports import EvaluationCompleted, TrainerReport, WarningRaised
+from headrace_server.trainers.schedules import learning_rate
 from headrace_server.trainers.stopwatch import PARTS
 from headrace_server.trainers.task import Direction, Task
 from headrace_server.trainers.yardstick import Standing, Yardstick
 
-DATA, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
+DATA, _, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
 _RETRY_SECONDS = 1.0  # after a checkpoint for which there was no room
 
 
@@ -70,7 +71,7 @@ class Loop:
     """One training in one process.
 
     `network` lies on the CPU with its initial weights; the loop moves it to `device` and trains it in place.
-    `versions` goes into checkpoints, for people.
+    `versions` goes into checkpoints, and a checkpoint of other versions is resumed with a warning.
     """
 
     def __init__(
@@ -85,39 +86,39 @@ class Loop:
         stop: threading.Event,
         versions: Mapping[str, str] | None = None,
     ) -> None:
-        self._task, self._recipe, self._device = task, recipe, device
+        self._task, self._recipe = task, recipe
         self._report, self._checkpoints, self._stop = report, checkpoints, stop
         self._versions = dict(versions or {})
-        self._network = network.to(device)
-        self._optimizer = make_optimizer(recipe.optimizer, self._network)
-        precision = choose_precision(recipe.precision, device)
-        self._forward_context = forward_context(precision, device)
-        self._loss_scale = LossScale(device) if precision is Precision.FP16 else None
+        self._learner = Learner(network, recipe, device)
         self._training = Feed(task.training, recipe.batch_size, device)
         self._held_out = Feed(task.held_out, recipe.batch_size, device)
+        self._micro_rows = -(-recipe.batch_size // recipe.micro_batches)
         self._steps_per_epoch = self._training.num_batches
         self.num_steps = self._planned_steps()
         self._step = 0
+        self._rows_done = 0
+        self._step_loss: Tensor | None = None  # of the rows that are done
         self._yardstick = self._make_yardstick(Standing())
         self._is_over = False
         self._best_weights: Mapping[str, Tensor] | None = None
-        self._augmentation = torch.Generator(device).manual_seed(derive_seed(recipe.seed, Use.AUGMENTATION))
-        self._random_states: Mapping[str, Tensor] | None = None
-        self._progress = Progress(report, task.measures, task.measure, device, self.num_steps)
-        self._checkpointed_step = 0
+        guard = self._learner.gradients.guard
+        self._progress = Progress(
+            report, task.measures, task.measure, device, self.num_steps, leaves_out_non_finite=guard is not None
+        )
+        self._skipped_steps = 0
+        self._checkpointed_at = (0, 0)
         self._checkpoint_due_at = time.monotonic() + recipe.checkpoints.period_seconds
 
     def run(self) -> Outcome:
-        """Train until the planned end, early stopping, or a stop.
+        """Train until the planned end, early stopping, or a stop, which is obeyed between two micro-batches.
 
         The last checkpoint is complete when this returns; there is none if nothing was done since the one that was
         resumed from.  Raises Diverged, and OSError when the last checkpoint cannot be written.
         """
-        self._seed_generators()
-        self._network.train()
+        self._learner.begin()
         while not (self._is_over or self._stop.is_set()):
-            self._train_step()
-            self._after_step()
+            if self._train_step():
+                self._after_step()
         self._checkpoint(Importance.LAST)
         return Outcome.COMPLETED if self._is_over else Outcome.STOPPED
 
@@ -131,29 +132,38 @@ class Loop:
 
     # One step.
 
-    def _train_step(self) -> None:
-        stopwatch, task = self._progress.stopwatch, self._task
+    def _train_step(self) -> bool:
+        """Do one step, or what is left of it; returns whether it is done, or a stop came between its micro-batches."""
+        stopwatch, task, learner, micro_rows = self._progress.stopwatch, self._task, self._learner, self._micro_rows
         stopwatch.begin()
         epoch, position = divmod(self._step, self._steps_per_epoch)
         inputs, targets = self._training.training_batch(self._recipe.seed, epoch, position)
-        inputs = task.augment(inputs, self._augmentation)
+        num_rows = targets.shape[0]
+        if self._rows_done == 0:
+            learner.begin_step(is_divided=num_rows > micro_rows)
+        inputs = task.augment(inputs, learner.augmentation)
         stopwatch.mark(DATA)
-        with self._forward_context:
-            outputs: Tensor = self._network(*inputs)
-        outputs = outputs.float()
-        loss = task.loss(outputs, targets)
-        stopwatch.mark(FORWARD)
-        found_inf = None
-        if self._loss_scale is None:
-            torch.autograd.backward(loss)
-        else:
-            torch.autograd.backward(self._loss_scale.scale(loss))
-            found_inf = self._loss_scale.unscale(self._network)
-        stopwatch.mark(BACKWARD)
-        self._optimizer.step(self._learning_rate(self._step), found_inf)
+        while (begin := self._rows_done) < num_rows:
+            if begin > 0 and self._stop.is_set():
+                return False
+            end = _end_of_part(begin, num_rows, micro_rows)
+            answered = targets[begin:end]
+            outputs = learner.forward(tuple(tensor[begin:end] for tensor in inputs))
+            loss = task.loss(outputs, answered)
+            stopwatch.mark(FORWARD)
+            share = (end - begin) / num_rows
+            learner.backward(loss, share)
+            stopwatch.mark(BACKWARD)
+            part = loss.detach() if share == 1 else loss.detach() * share
+            self._step_loss = part if self._step_loss is None else self._step_loss + part
+            self._rows_done = end
+            self._progress.keep(outputs, answered)
+        assert self._step_loss is not None
+        learner.finish_step(self._learning_rate(self._step), self._step_loss, self._step)
         stopwatch.mark(OPTIMIZER)
-        self._step += 1
-        self._progress.add(targets.shape[0], loss.detach(), outputs, targets)
+        self._progress.add(num_rows, self._step_loss)
+        self._step, self._rows_done, self._step_loss = self._step + 1, 0, None
+        return True
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate(self._recipe.schedule, self._recipe.optimizer.learning_rate, step, self.num_steps)
@@ -175,7 +185,35 @@ class Loop:
 
     def _flush(self) -> None:
         """Report the steps so far, if any.  Raises Diverged."""
-        self._progress.flush(self._step, self._last_epoch, self._learning_rate(max(0, self._step - 1)))
+        if not self._progress.has_news:
+            return
+        rate, gradients = self._learning_rate(self._step - 1), self._learner.gradients
+        most_in_a_row = 0
+        if gradients.guard is not None:
+            rate *= float(gradients.guard.rate_share)
+            most_in_a_row = self._note_skipped_steps(gradients.guard, rate)
+        norm = None if gradients.norm is None else float(gradients.norm)
+        self._progress.flush(
+            self._step,
+            self._last_epoch,
+            rate,
+            gradient_norm=norm if norm is not None and math.isfinite(norm) else None,
+            skipped_steps=self._skipped_steps,
+        )
+        if most_in_a_row > self._recipe.numerics.max_skipped_in_a_row:
+            raise self._diverged(f"{most_in_a_row} steps in a row had no finite loss or gradient, the last of them")
+
+    def _note_skipped_steps(self, guard: Guard, rate: float) -> int:
+        """Warn of the steps that were left out since the last report; returns how many were so in a row at most."""
+        skipped, most_in_a_row = guard.read()
+        if skipped > self._skipped_steps:
+            count = skipped - self._skipped_steps
+            steps = "one step was" if count == 1 else f"{count} steps were"
+            message = f"up to step {self._step}, {steps} left out: the loss or the gradient was not finite"
+            message += f"; the learning rate is {rate:.6g} now"
+            self._report(WarningRaised(code="STEPS_SKIPPED", message=message))
+        self._skipped_steps = skipped
+        return most_in_a_row
 
     @property
     def _last_epoch(self) -> int:
@@ -192,18 +230,16 @@ class Loop:
     def _evaluate(self) -> bool:
         """Evaluate in float32, as the exported program will compute; returns whether it was never better."""
         began_at = time.perf_counter()
-        self._network.eval()
-        with torch.no_grad():
-            answers = [(self._network(*inputs).float(), targets) for inputs, targets in self._held_out.in_order()]
+        with self._learner.examined() as network:
+            answers = [(network(*inputs).float(), targets) for inputs, targets in self._held_out.in_order()]
             measured = self._task.measure(torch.cat([a for a, _ in answers]), torch.cat([t for _, t in answers]))
-        self._network.train()
-        metrics = {name: float(value) for name, value in measured.items()}
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise self._diverged(f"the held-out {name} is {value}")
-        is_best = self._yardstick.judge(self._step, metrics)
-        if is_best:
-            self._best_weights = copy_to_host(self._network.state_dict())
+            metrics = {name: float(value) for name, value in measured.items()}
+            for name, value in metrics.items():
+                if not math.isfinite(value):
+                    raise self._diverged(f"the held-out {name} is {value}")
+            is_best = self._yardstick.judge(self._step, metrics)
+            if is_best:
+                self._best_weights = self._learner.weights()
         num_rows = self._held_out.num_rows
         self._report(
             EvaluationCompleted(
@@ -216,7 +252,7 @@ class Loop:
     # Checkpoints.
 
     def _checkpoint(self, importance: Importance) -> None:
-        if self._step == self._checkpointed_step:
+        if (self._step, self._rows_done) == self._checkpointed_at:
             return
         if not self._checkpoints.has_room(importance):
             self._checkpoint_due_at = time.monotonic() + _RETRY_SECONDS
@@ -224,24 +260,26 @@ class Loop:
         began_at = time.perf_counter()
         self._flush()  # so that a checkpoint is never taken of a training that has diverged
         self._checkpoints.write(self._snapshot(), importance)
-        self._checkpointed_step = self._step
+        self._checkpointed_at = (self._step, self._rows_done)
         self._checkpoint_due_at = time.monotonic() + self._recipe.checkpoints.period_seconds
-        self._progress.paused_since(began_at)
+        self._progress.paused_since(began_at, "checkpoint")
 
     def _snapshot(self) -> Checkpoint:
-        is_best = self._yardstick.standing.best_step == self._step
-        weights = self._best_weights if is_best else copy_to_host(self._network.state_dict())
-        assert weights is not None  # the best ones are kept by the evaluation that finds them
+        is_best = self._yardstick.standing.best_step == self._step and not self._rows_done
+        # The best ones are kept by the evaluation that finds them.
+        weights = self._best_weights if is_best and not self._learner.averages else self._learner.weights()
+        assert weights is not None
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values() if tensor.is_floating_point()):
             raise self._diverged("a weight is not finite")
         values = Values(
             step=self._step,
+            rows_done=self._rows_done,
             num_rows=self._training.num_rows,
             is_over=self._is_over,
             standing=self._yardstick.standing,
             versions=self._versions,
         )
-        return Checkpoint(weights, self._best_weights, copy_to_host(self._state()), values)
+        return Checkpoint(weights, self._best_weights, self._learner.state(self._step_loss), values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; before `run`.  Raises TrainingFailure if it belongs to another training."""
@@ -251,36 +289,16 @@ class Loop:
                 f"the checkpoint of step {values.step} belongs to another training: it had {values.num_rows} rows, "
                 f"this one has {self._training.num_rows} rows and {self.num_steps} steps"
             )
-        try:
-            self._network.load_state_dict(dict(checkpoint.weights))
-            with torch.no_grad():
-                for name, tensor in self._state().items():
-                    tensor.copy_(checkpoint.tensors[name])
-        except (KeyError, RuntimeError) as error:
-            raise TrainingFailure(f"the checkpoint does not fit the network: {error}") from error
-        self._random_states = checkpoint.tensors
-        self._step = self._checkpointed_step = values.step
+        if changed := differences(values.versions, self._versions):
+            message = f"the bits may differ from here: since step {values.step}, {', '.join(changed)}"
+            self._report(WarningRaised(code="ENVIRONMENT_CHANGED", message=message))
+        self._step_loss = self._learner.restore(checkpoint.weights, checkpoint.tensors)
+        self._step, self._rows_done = self._checkpointed_at = values.step, values.rows_done
         self._is_over = values.is_over
         self._yardstick = self._make_yardstick(values.standing)
         self._best_weights = checkpoint.best_weights
-
-    def _state(self) -> dict[str, Tensor]:
-        """All tensors beside the weights that decide the rest of the training."""
-        generators = {"random.augmentation": self._augmentation.get_state(), "random.cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            generators["random.cuda"] = torch.cuda.get_rng_state(self._device)
-        scale = self._loss_scale.state if self._loss_scale else {}
-        return {**self._optimizer.state, **scale, **generators}
-
-    def _seed_generators(self) -> None:
-        """Set the generators that training draws from; torch's own, which dropout uses, belong to the whole process."""
-        if self._random_states is None:
-            torch.manual_seed(derive_seed(self._recipe.seed, Use.TRAINING))
-            return
-        self._augmentation.set_state(self._random_states["random.augmentation"])
-        torch.set_rng_state(self._random_states["random.cpu"])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(self._random_states["random.cuda"], self._device)
+        if (guard := self._learner.gradients.guard) is not None:
+            self._skipped_steps, _ = guard.read()
 
     # The plan.
 
@@ -295,3 +313,9 @@ class Loop:
             raise InvalidSpec([Violation("evaluation.metric", f"{metric!r} is not one of {known} of this training")])
         is_higher_better = self._task.measures[metric] is Direction.UP
         return Yardstick(metric, is_higher_better, self._recipe.early_stopping, standing)
+
+
+def _end_of_part(begin: int, num_rows: int, micro_rows: int) -> int:
+    """Where the micro-batch that begins here ends.  A row that would be left alone joins it: one has no statistics."""
+    end = min(begin + micro_rows, num_rows)
+    return num_rows if micro_rows > 1 and num_rows - end == 1 else end

@@ -1,18 +1,17 @@
-"""Turns gradients into steps: AdamW, SGD with Nesterov momentum, their schedules, and the scaling that FP16 needs.
+"""Turns gradients into steps: AdamW, SGD with Nesterov momentum, and the scaling that FP16 needs.
 
 These are the fused kernels of torch, called directly.  `torch.optim` would call the same ones (a test compares the
 results bit by bit), but it imports the compiler first, which delays the first step by seconds, and spends more time in
 Python on each step than a small network spends in arithmetic.  Here the state is plain tensors, ready to be saved.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
 
-from headrace_server.trainers.recipe import AdamW, ConstantSchedule, CosineSchedule, Sgd
+from headrace_server.trainers.recipe import AdamW, Sgd
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -21,10 +20,11 @@ _EPSILON = 1e-8
 class Optimizer(Protocol):
     """Moves parameters along their gradients, in place."""
 
-    def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
+    def step(self, learning_rate: float | Tensor, found_inf: Tensor | None = None) -> None:
         """Do one step and drop the gradients.
 
-        `found_inf` is a float32 scalar on the parameters' device: where it is 1, nothing is changed.
+        `learning_rate` may be a float32 scalar on the parameters' device, which the host does not read.  `found_inf` is
+        one as well: where it is 1, nothing is changed.
         """
         ...
 
@@ -44,24 +44,6 @@ def make_optimizer(recipe: AdamW | Sgd, network: nn.Module) -> Optimizer:
             return _FusedSgd(named, recipe)
         case _:
             assert_never(recipe)
-
-
-def learning_rate(schedule: ConstantSchedule | CosineSchedule, peak: float, step: int, num_steps: int) -> float:
-    """The rate of step number `step`, counted from 0, of `num_steps`.
-
-    The cosine rises linearly over the warm-up, reaching the peak at its end, then falls along half a cosine that would
-    reach zero one step after the last.
-    """
-    match schedule:
-        case ConstantSchedule():
-            return peak
-        case CosineSchedule(warmup_fraction=fraction):
-            warmup = int(num_steps * fraction)
-            if step < warmup:
-                return peak * (step + 1) / warmup
-            return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
-        case _:
-            assert_never(schedule)
 
 
 class _FusedAdamW:
@@ -85,7 +67,7 @@ class _FusedAdamW:
         return _named_state(self._names, groups)
 
     @torch.no_grad()
-    def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
+    def step(self, learning_rate: float | Tensor, found_inf: Tensor | None = None) -> None:
         lists = [self._parameters, self._means, self._squares, self._steps]
         gradients, (parameters, means, squares, steps) = _take_gradients(self._parameters, lists)
         if not gradients:
@@ -114,7 +96,7 @@ class _FusedSgd:
         return _named_state(self._names, {"momentum": self._velocities})
 
     @torch.no_grad()
-    def step(self, learning_rate: float, found_inf: Tensor | None = None) -> None:
+    def step(self, learning_rate: float | Tensor, found_inf: Tensor | None = None) -> None:
         lists = [self._parameters, self._velocities] if self._velocities else [self._parameters]
         gradients, (parameters, *velocities) = _take_gradients(self._parameters, lists)
         if not gradients:
@@ -149,13 +131,12 @@ class LossScale:
         return loss * self._scale
 
     @torch.no_grad()
-    def unscale(self, network: nn.Module) -> Tensor:
+    def unscale(self, gradients: Sequence[Tensor]) -> Tensor:
         """Scale the gradients down in place, adapt the scale, and return whether any gradient overflowed (0 or 1)."""
-        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         self._found_inf.zero_()
         if gradients:
             inverse = self._scale.double().reciprocal().float()
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, inverse)
+            torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), self._found_inf, inverse)
         torch._amp_update_scale_(self._scale, self._growth, self._found_inf, 2.0, 0.5, 2000)
         return self._found_inf
 

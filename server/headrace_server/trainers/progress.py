@@ -33,15 +33,20 @@ class Progress:
         measure: Measure,
         device: torch.device,
         num_steps: int,
+        *,
+        leaves_out_non_finite: bool = False,
     ) -> None:
         self._report, self._measure = report, measure
+        # Where steps that are not finite are left out, their losses must not spoil the mean of the others.
+        self._finite_rows = torch.zeros((), device=device) if leaves_out_non_finite else None
         self._has_measures = any(name != "loss" for name in measures)
         self._num_steps = num_steps
         self._loss_sum = torch.zeros((), device=device)
         self._answers: deque[tuple[Tensor, Tensor]] = deque()
         self._kept_elements = 0
         self._rows = 0
-        self._steps_here = 0
+        self._steps_here = self._steps_reported = 0
+        self._noted_seconds: dict[str, float] = {}
         self.last_finite_loss: float | None = None
         """As it was read last; evidence for when it no longer is."""
         self._began_at = self._read_at = time.perf_counter()
@@ -49,33 +54,67 @@ class Progress:
         self._due_at = -math.inf
         self.stopwatch = make_stopwatch(device)
 
-    def add(self, rows: int, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Collect a step that was just done."""
+    def add(self, rows: int, loss: Tensor) -> None:
+        """Collect a step that was just done: its rows and their mean loss."""
         self._rows += rows
         self._steps_here += 1
-        self._loss_sum.add_(loss, alpha=rows)
-        if self._has_measures:
-            self._keep(outputs, targets)
+        if self._finite_rows is None:
+            self._loss_sum.add_(loss, alpha=rows)
+            return
+        is_finite = loss.isfinite()
+        self._loss_sum.add_(torch.where(is_finite, loss, 0), alpha=rows)
+        self._finite_rows.add_(is_finite, alpha=rows)
+
+    def keep(self, outputs: Tensor, targets: Tensor) -> None:
+        """Keep answers for `measure`: the newest ones, so that long or large steps do not fill the memory."""
+        if not self._has_measures:
+            return
+        self._answers.append((outputs.detach(), targets))
+        self._kept_elements += outputs.numel()
+        while self._kept_elements > _KEPT_ELEMENTS and len(self._answers) > 1:
+            self._kept_elements -= self._answers.popleft()[0].numel()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a step was collected since the last report."""
+        return self._rows > 0
 
     def is_due(self) -> bool:
         """Whether it is time for a report."""
         return time.perf_counter() >= self._due_at
 
-    def paused_since(self, began_at: float) -> None:
-        """Leave the time since `began_at` (of `time.perf_counter`) out of the rate: something else was being done."""
-        self._paused_seconds += time.perf_counter() - began_at
+    def paused_since(self, began_at: float, part: str | None = None) -> None:
+        """Leave the time since `began_at` (of `time.perf_counter`) out of the rate: something else was being done.
 
-    def flush(self, step: int, epoch: int, learning_rate: float) -> None:
-        """Report all steps up to `step`, the last one that was collected; nothing if there is none.
-
-        Raises Diverged if their loss is not finite.
+        `part` names what, if it is one of the parts of a step's time.
         """
-        if not self._rows:
-            return
-        loss = float(self._loss_sum) / self._rows
-        if not math.isfinite(loss):
+        seconds = time.perf_counter() - began_at
+        self._paused_seconds += seconds
+        if part is not None:
+            self.note(part, seconds)
+
+    def note(self, part: str, seconds: float) -> None:
+        """Count time of the host for a part of the steps since the last report: "checkpoint", "yield"."""
+        self._noted_seconds[part] = self._noted_seconds.get(part, 0.0) + seconds
+
+    def flush(
+        self,
+        step: int,
+        epoch: int,
+        learning_rate: float,
+        *,
+        gradient_norm: float | None = None,
+        skipped_steps: int = 0,
+    ) -> None:
+        """Report all steps up to `step`, the last one that was collected; there must be one.
+
+        Raises Diverged if their loss is not finite, unless such steps are left out.
+        """
+        loss = self._mean_loss()
+        if math.isfinite(loss):
+            self.last_finite_loss = loss
+        elif self._finite_rows is None:
             raise Diverged(f"the loss is {loss}", step, self.last_finite_loss, learning_rate)
-        self.last_finite_loss = loss
         now = time.perf_counter()
         seconds = max(1e-9, now - self._read_at - self._paused_seconds)
         self._report(
@@ -87,21 +126,32 @@ class Progress:
                 metrics=self._read_measures(),
                 learning_rate=learning_rate,
                 samples_per_second=self._rows / seconds,
-                step_seconds=dict(self.stopwatch.read()),
+                step_seconds=self._step_seconds(),
                 remaining_seconds=self._remaining_seconds(step, now),
+                gradient_norm=gradient_norm,
+                skipped_steps=skipped_steps,
             )
         )
-        self._loss_sum.zero_()
         self._answers.clear()
         self._kept_elements = self._rows = 0
         self._paused_seconds, self._read_at, self._due_at = 0.0, now, now + PERIOD_SECONDS
 
-    def _keep(self, outputs: Tensor, targets: Tensor) -> None:
-        """Keep answers for `measure`: the newest ones, so that long or large steps do not fill the memory."""
-        self._answers.append((outputs.detach(), targets))
-        self._kept_elements += outputs.numel()
-        while self._kept_elements > _KEPT_ELEMENTS and len(self._answers) > 1:
-            self._kept_elements -= self._answers.popleft()[0].numel()
+    def _step_seconds(self) -> dict[str, float]:
+        num_steps = max(1, self._steps_here - self._steps_reported)
+        self._steps_reported = self._steps_here
+        noted = {part: seconds / num_steps for part, seconds in self._noted_seconds.items()}
+        self._noted_seconds = {}
+        return {part: seconds for part, seconds in {**self.stopwatch.read(), **noted}.items() if seconds > 0}
+
+    def _mean_loss(self) -> float:
+        """Read the sum, which waits for the device, and begin another; NaN when every step was left out."""
+        rows = float(self._rows)
+        if self._finite_rows is not None:
+            rows = float(self._finite_rows) or math.nan
+            self._finite_rows.zero_()
+        loss = float(self._loss_sum) / rows
+        self._loss_sum.zero_()
+        return loss
 
     def _read_measures(self) -> dict[str, float]:
         if not self._answers:

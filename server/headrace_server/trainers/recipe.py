@@ -1,9 +1,9 @@
 """How to train, whatever is trained: length, batches, optimizer, schedule, evaluation.  Knows no torch."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from headrace_server.precision import Precision
 
@@ -30,16 +30,38 @@ class Sgd(_Part):
 
 
 class ConstantSchedule(_Part):
-    """The peak learning rate throughout."""
+    """A linear rise, then the peak learning rate to the end."""
 
     kind: Literal["constant"] = "constant"
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
 
 
 class CosineSchedule(_Part):
-    """A linear rise, then half a cosine that would reach zero on the step after the last."""
+    """A linear rise, then half a cosine that would reach its final share of the peak on the step after the last."""
 
     kind: Literal["cosine"] = "cosine"
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    final_fraction: float = Field(0.0, ge=0, le=1)
+
+
+class LinearSchedule(_Part):
+    """A linear rise, then a linear fall that would reach its final share of the peak on the step after the last."""
+
+    kind: Literal["linear"] = "linear"
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    final_fraction: float = Field(0.0, ge=0, le=1)
+
+
+class StepDecaySchedule(_Part):
+    """A linear rise, then equal parts of constant rates, each `factor` times the one before."""
+
+    kind: Literal["step_decay"] = "step_decay"
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    factor: float = Field(0.1, gt=0, lt=1)
+    num_drops: int = Field(2, ge=1, le=1000)
+
+
+Schedule: TypeAlias = ConstantSchedule | CosineSchedule | LinearSchedule | StepDecaySchedule
 
 
 class Epochs(_Part):
@@ -78,6 +100,50 @@ class CheckpointPolicy(_Part):
     period_seconds: float = Field(30.0, ge=1)
 
 
+class MovingAverage(_Part):
+    """An exponential moving average of the weights, which is evaluated and exported in their place."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+
+
+class OnNonFinite(StrEnum):
+    """What happens to a step whose loss or gradient is not finite."""
+
+    STOP = "stop"
+    """The training fails, with the evidence."""
+    SKIP = "skip"
+    """The step is left out."""
+    LOWER_RATE = "lower_rate"
+    """The step is left out, and the learning rate of all later ones is lowered."""
+
+
+class Numerics(_Part):
+    """What to do about numbers that are not finite."""
+
+    on_non_finite: OnNonFinite = OnNonFinite.STOP
+    rate_factor: float = Field(0.5, gt=0, lt=1)
+    """What LOWER_RATE multiplies the rate by, each time."""
+    max_skipped_in_a_row: int = Field(20, ge=1, le=1_000_000)
+    """After so many steps that were left out one after another, the training fails all the same."""
+
+
+class Compilation(StrEnum):
+    """Whether the network is compiled before it is trained; AUTO where that is predicted to save time."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
+class Strategy(StrEnum):
+    """What each of several ranks holds."""
+
+    DATA_PARALLEL = "data_parallel"
+    """The whole network."""
+    FULLY_SHARDED = "fully_sharded"
+    """A part of the weights, of their gradients and of the optimizer's state."""
+
+
 class Device(StrEnum):
     """The kind of device to train on; AUTO is a GPU where there is one."""
 
@@ -91,8 +157,13 @@ class Recipe(_Part):
 
     length: Annotated[Epochs | Steps, Field(discriminator="kind")] = Epochs()
     batch_size: int = Field(64, ge=1, le=65_536)
+    """Rows a step, of all ranks and all micro-batches together."""
+    micro_batches: int = Field(1, ge=1, le=65_536)
+    """How many parts each rank's rows of a step are computed in, one after another; their gradients are added."""
+    split_to_fit: bool = False
+    """Whether to compute in as many micro-batches as the memory demands, if those are more."""
     optimizer: Annotated[AdamW | Sgd, Field(discriminator="kind")] = AdamW()
-    schedule: Annotated[ConstantSchedule | CosineSchedule, Field(discriminator="kind")] = CosineSchedule()
+    schedule: Annotated[Schedule, Field(discriminator="kind")] = CosineSchedule()
     precision: Literal[Precision.AUTO, Precision.FP32, Precision.BF16, Precision.FP16] = Precision.AUTO
     seed: int = Field(ge=0, lt=2**63)
     """Drives initial weights, the split, the order of rows and augmentation."""
@@ -102,3 +173,20 @@ class Recipe(_Part):
     device: Device = Device.AUTO
     cpu_threads: int | None = Field(None, ge=1, le=1024)
     """None: as many as the machine has cores."""
+    max_gradient_norm: float | None = Field(None, gt=0)
+    """Gradients are scaled down together to this 2-norm; None: never."""
+    moving_average: MovingAverage | None = None
+    numerics: Numerics = Numerics()
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, on the same machine with the same number of threads."""
+    compilation: Compilation = Compilation.AUTO
+    channels_last: bool | None = None
+    """Whether images lie in memory pixel by pixel, not channel by channel; None: on a GPU."""
+    strategy: Strategy = Strategy.DATA_PARALLEL
+
+    @field_validator("micro_batches")
+    @classmethod
+    def _check_micro_batches(cls, count: int, info: ValidationInfo) -> int:
+        if count > info.data.get("batch_size", count):
+            raise ValueError(f"must be at most the batch size of {info.data['batch_size']}")
+        return count

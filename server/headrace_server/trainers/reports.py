@@ -32,8 +32,15 @@ class StepCompleted(_Line):
     learning_rate: float
     samples_per_second: float
     step_seconds: dict[str, float] = {}
-    """Mean seconds of one step by part: "data", "forward", "backward", "optimizer"."""
+    """Mean seconds of one step by part: "data", "transfer", "forward", "backward", "optimizer", "checkpoint", "yield".
+    Parts that took no time are left out."""
     remaining_seconds: float | None = None
+    model_flops_utilization: float | None = None
+    """The share, 0 to 1, of the device's arithmetic that the network's own operations used; None where not known."""
+    gradient_norm: float | None = None
+    """The joint 2-norm of the last step's gradients before clipping; None where nothing needed it."""
+    skipped_steps: int = 0
+    """Steps that were left out so far because their loss or gradient was not finite."""
 
 
 class EvaluationCompleted(_Line):

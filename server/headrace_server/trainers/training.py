@@ -4,6 +4,7 @@ A stop is obeyed between phases, and inside the loop.  Before the first step it 
 the checkpoint says that all steps are done, so that a later process goes straight to the export.
 """
 
+import hashlib
 import importlib
 import threading
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import torch
 from torch import nn
 
 from headrace_server import __version__
-from headrace_server.errors import HeadraceError, InvalidSpec, Violation
-from headrace_server.trainers.arithmetic import choose_device, use_threads
+from headrace_server.errors import HeadraceError, InvalidDataset, InvalidSpec, Violation
+from headrace_server.trainers.arithmetic import choose_device, choose_precision, use_algorithms, use_threads
 from headrace_server.trainers.catalogue import Families
 from headrace_server.trainers.checkpoint import read_checkpoint
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
@@ -32,9 +33,16 @@ class Training:
 
     def __init__(self, job: JobFile, report: Callable[[TrainerReport], None], stop: threading.Event) -> None:
         self._job, self._report, self._stop = job, report, stop
-        self._device = choose_device(job.recipe.device)
-        num_threads = use_threads(job.recipe.cpu_threads)
-        self._environment = describe_environment(self._device, num_threads)
+        recipe = job.recipe
+        self._device = choose_device(recipe.device)
+        precision = choose_precision(recipe.precision, self._device)
+        use_algorithms(deterministic=recipe.deterministic, precision=precision, device=self._device)
+        self._environment = {
+            **describe_environment(self._device, use_threads(recipe.cpu_threads)),
+            "precision": precision.value,
+            "deterministic": str(recipe.deterministic).lower(),
+            "dataset": job.dataset_digest,
+        }
 
     def run(self) -> bool:
         """Train and export; False when it was told to stop before it was done."""
@@ -84,7 +92,18 @@ class Training:
             seed=self._job.recipe.seed,
             warn=self._warn,
         )
-        return build(parameters, material)
+        task = build(parameters, material)
+        self._check_dataset()  # after it was read, so that what was read is what it says
+        return task
+
+    def _check_dataset(self) -> None:
+        """Raise InvalidDataset if the content is not, or no longer, what its digest says."""
+        if not self._job.dataset_digest:
+            return
+        with self._job.dataset_path.open("rb") as file:
+            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if found != self._job.dataset_digest:
+            raise InvalidDataset(f"its content has changed: it has the digest {found}, not {self._job.dataset_digest}")
 
     def _make_loop(self, task: Task, network: nn.Module, checkpoints: CheckpointWriter) -> Loop:
         loop = Loop(
@@ -95,7 +114,7 @@ class Training:
             report=self._report,
             checkpoints=checkpoints,
             stop=self._stop,
-            versions={name: self._environment[name] for name in ("headrace-server", "torch", "device", "threads")},
+            versions=self._environment,
         )
         if self._job.resume_from is not None:
             loop.restore(read_checkpoint(self._job.resume_from))

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToDict
 from typer.testing import Result
 
 from headrace.training.v1.training_job_pb2 import TrainingJob
@@ -96,6 +97,29 @@ def test_flags_become_a_specification(headrace: Headrace, server: ScriptedServer
     spec = server.training.requests[0].spec
     assert spec.optimizer == Optimizer(sgd=Sgd(learning_rate=0.1))
     assert (spec.dataset, spec.epochs) == ("datasets/digits", 3)
+
+
+def test_every_flag_of_a_recipe_reaches_its_field(headrace: Headrace, server: ScriptedServer) -> None:
+    words = "--schedule linear --warmup 0.1 --micro-batches 4 --split-to-fit --max-gradient-norm 1 --average-decay 0.9"
+    words += " --on-non-finite lower_rate --deterministic --compilation never --strategy fully_sharded"
+    words += " --label-smoothing 0.1 --dataset d --model m"
+
+    headrace("train", "image", *words.split())
+
+    assert MessageToDict(server.training.requests[0].spec) == {
+        "dataset": "datasets/d",
+        "model": "models/m",
+        "imageClassification": {"labelSmoothing": 0.1},
+        "schedule": {"linear": {"warmupFraction": 0.1}},
+        "microBatches": 4,
+        "splitToFit": True,
+        "maxGradientNorm": 1.0,
+        "movingAverage": {"decay": 0.9},
+        "numerics": {"onNonFinite": "ACTION_LOWER_RATE"},
+        "deterministic": True,
+        "compilation": "COMPILATION_NEVER",
+        "strategy": "STRATEGY_FULLY_SHARDED",
+    }
 
 
 def test_tables_and_plugins_are_trained_too(headrace: Headrace, server: ScriptedServer) -> None:

@@ -43,9 +43,18 @@ OPTIMIZERS = messages(spec_pb.AdamW, learning_rate=maybe(st.floats(1e-6, 10)), w
 ) | messages(
     spec_pb.Sgd, learning_rate=maybe(st.floats(1e-6, 10)), momentum=maybe(SHARES), weight_decay=maybe(SHARES)
 ).map(lambda sgd: spec_pb.Optimizer(sgd=sgd))
-SCHEDULES = messages(spec_pb.CosineSchedule, warmup_fraction=maybe(SHARES)).map(
-    lambda cosine: spec_pb.Schedule(cosine=cosine)
-) | st.just(spec_pb.Schedule(constant=spec_pb.ConstantSchedule()))
+SCHEDULES = st.one_of(
+    messages(spec_pb.ConstantSchedule, warmup_fraction=maybe(SHARES)).map(lambda one: spec_pb.Schedule(constant=one)),
+    messages(spec_pb.CosineSchedule, warmup_fraction=maybe(SHARES), final_fraction=maybe(SHARES)).map(
+        lambda one: spec_pb.Schedule(cosine=one)
+    ),
+    messages(spec_pb.LinearSchedule, warmup_fraction=maybe(SHARES), final_fraction=maybe(SHARES)).map(
+        lambda one: spec_pb.Schedule(linear=one)
+    ),
+    messages(spec_pb.StepDecaySchedule, factor=maybe(st.floats(0.01, 0.99)), num_drops=maybe(st.integers(1, 9))).map(
+        lambda one: spec_pb.Schedule(step_decay=one)
+    ),
+)
 TABULAR = messages(
     spec_pb.TabularTrainer,
     target=st.text("abc", min_size=1),
@@ -53,6 +62,7 @@ TABULAR = messages(
     features=st.lists(st.text("def", min_size=1), max_size=3),
     hidden_widths=st.lists(st.integers(1, 65_536), max_size=3),
     dropout=maybe(SHARES),
+    label_smoothing=maybe(SHARES),
 )
 AUGMENTATIONS = messages(
     spec_pb.Augmentation,
@@ -68,6 +78,7 @@ IMAGES = messages(
     augmentation=maybe(AUGMENTATIONS),
     images=st.sampled_from(["", "pictures"]),
     labels=st.sampled_from(["", "names"]),
+    label_smoothing=maybe(SHARES),
 )
 LENGTHS: st.SearchStrategy[dict[str, int]] = st.one_of(
     st.just({}),
@@ -111,6 +122,22 @@ SPECS = st.builds(
         )
     ),
     max_restarts=maybe(st.integers(0, 100)),
+    micro_batches=st.just(1),
+    max_gradient_norm=maybe(st.floats(1e-3, 100)),
+    moving_average=maybe(messages(spec_pb.MovingAverage, decay=maybe(st.floats(0.01, 0.9999)))),
+    deterministic=st.booleans(),
+    split_to_fit=st.booleans(),
+    numerics=maybe(
+        messages(
+            spec_pb.Numerics,
+            on_non_finite=st.sampled_from([1, 2, 3]),
+            rate_factor=maybe(st.floats(0.01, 0.99)),
+            max_skipped_in_a_row=maybe(st.integers(1, 99)),
+        )
+    ),
+    compilation=st.sampled_from([0, 1, 2]),
+    channels_last=maybe(st.booleans()),
+    strategy=st.sampled_from([1, 2]),
 )
 
 

@@ -17,10 +17,16 @@ from headrace.spec import Trainer, plugin, spec_from_json, training_spec
 from headrace.training.v1.training_spec_pb2 import (
     AdamW,
     Augmentation,
+    ConstantSchedule,
+    CosineSchedule,
     EarlyStopping,
     Evaluation,
     ImageClassificationTrainer,
+    LinearSchedule,
+    MovingAverage,
+    Numerics,
     Sgd,
+    StepDecaySchedule,
     TabularTrainer,
     TrainingSpec,
 )
@@ -28,8 +34,19 @@ from headrace.training.v1.training_spec_pb2 import (
 train = typer.Typer(name="train", help="Start a training.", rich_markup_mode="rich")
 
 _RECIPE = "How to train"
-_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-_DEVICES = ("auto", "cpu", "gpu")
+_CHOICES = {
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "device": ("auto", "cpu", "gpu"),
+    "compilation": ("auto", "never", "always"),
+    "strategy": ("data_parallel", "fully_sharded"),
+}
+_SCHEDULES = {
+    "constant": ConstantSchedule,
+    "cosine": CosineSchedule,
+    "linear": LinearSchedule,
+    "step_decay": StepDecaySchedule,
+}
+_ACTIONS = ("stop", "skip", "lower_rate")
 
 
 @train.callback(invoke_without_command=True)
@@ -71,6 +88,34 @@ def _recipe(
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.", rich_help_panel=_RECIPE)] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.", rich_help_panel=_RECIPE)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The peak rate.", rich_help_panel=_RECIPE)] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, cosine, linear or step_decay.", rich_help_panel=_RECIPE)
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps in which the rate rises.", rich_help_panel=_RECIPE)
+    ] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option(help="Parts that a step is computed in.", rich_help_panel=_RECIPE)
+    ] = None,
+    split_to_fit: Annotated[
+        bool, typer.Option("--split-to-fit", help="In as many as the memory demands.", rich_help_panel=_RECIPE)
+    ] = False,
+    max_gradient_norm: Annotated[
+        float | None, typer.Option(help="Scale larger gradients down to it.", rich_help_panel=_RECIPE)
+    ] = None,
+    average_decay: Annotated[
+        float | None, typer.Option(help="Evaluate and export averaged weights.", rich_help_panel=_RECIPE)
+    ] = None,
+    on_non_finite: Annotated[
+        str | None, typer.Option(help="stop, skip or lower_rate, for NaN and infinity.", rich_help_panel=_RECIPE)
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time.", rich_help_panel=_RECIPE)
+    ] = False,
+    compilation: Annotated[str | None, typer.Option(help="auto, never or always.", rich_help_panel=_RECIPE)] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="data_parallel or fully_sharded, for many ranks.", rich_help_panel=_RECIPE)
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16, fp16.", rich_help_panel=_RECIPE)] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the training repeatable.", rich_help_panel=_RECIPE)] = None,
     holdout: Annotated[float | None, typer.Option(help="Share of rows held out.", rich_help_panel=_RECIPE)] = None,
@@ -123,6 +168,7 @@ def _image(
     flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images in training.")] = False,
     images: Annotated[str, typer.Option(help="The array of images, for data sets of arrays.")] = "",
     labels: Annotated[str, typer.Option(help="The array of classes, for data sets of arrays.")] = "",
+    label_smoothing: Annotated[float | None, typer.Option(help="Certainty given to all classes alike.")] = None,
 ) -> Trainer:
     """Train a convolutional network over images."""
     return ImageClassificationTrainer(
@@ -132,6 +178,7 @@ def _image(
         augmentation=Augmentation(flip=True) if flip else None,
         images=images,
         labels=labels,
+        label_smoothing=label_smoothing,
     )
 
 
@@ -143,6 +190,7 @@ def _tabular(
     task: Annotated[str | None, typer.Option(help="classification or regression; told by the target.")] = None,
     hidden: Annotated[str, typer.Option(metavar="128,128", help="The width of each hidden layer.")] = "",
     dropout: Annotated[float | None, typer.Option(help="The share of activations dropped.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Certainty given to all classes alike.")] = None,
 ) -> Trainer:
     """Train a network over the columns of a table."""
     if task not in (None, "classification", "regression"):
@@ -157,6 +205,7 @@ def _tabular(
         task=TabularTrainer.Task.Value(f"TASK_{task.upper()}" if task else "TASK_UNSPECIFIED"),
         hidden_widths=widths,
         dropout=dropout,
+        label_smoothing=label_smoothing,
     )
 
 
@@ -178,17 +227,34 @@ def _spec_keywords(flags: dict[str, Any]) -> dict[str, Any]:
     flags = {name: value for name, value in flags.items() if value is not None}
     keywords: dict[str, Any] = {
         name: flags[name]
-        for name in ("dataset", "model", "epochs", "steps", "batch_size", "seed", "priority")
+        for name in (
+            "dataset", "model", "epochs", "steps", "batch_size", "micro_batches", "split_to_fit", "max_gradient_norm",
+            "deterministic", "seed", "priority",
+        )
         if name in flags
-    }
+    }  # fmt: skip
     if "epochs" in flags and "steps" in flags:
         fail("give --epochs or --steps, not both")
-    for name, known in (("precision", _PRECISIONS), ("device", _DEVICES)):
+    for name, known in _CHOICES.items():
         if name in flags:
             keywords[name] = _one_of(f"--{name}", flags[name], known)
+    return keywords | _policy_keywords(flags)
+
+
+def _policy_keywords(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those keywords whose values are messages of their own."""
+    keywords: dict[str, Any] = {}
     if "optimizer" in flags or "learning_rate" in flags:
         kind = _one_of("--optimizer", flags.get("optimizer", "adamw"), ("adamw", "sgd"))
         keywords["optimizer"] = (AdamW if kind == "adamw" else Sgd)(learning_rate=flags.get("learning_rate"))
+    if "schedule" in flags or "warmup" in flags:
+        schedule = _one_of("--schedule", flags.get("schedule", "cosine"), tuple(_SCHEDULES))
+        keywords["schedule"] = _SCHEDULES[schedule](warmup_fraction=flags.get("warmup"))
+    if "average_decay" in flags:
+        keywords["moving_average"] = MovingAverage(decay=flags["average_decay"])
+    if "on_non_finite" in flags:
+        action = _one_of("--on-non-finite", flags["on_non_finite"], _ACTIONS)
+        keywords["numerics"] = Numerics(on_non_finite=Numerics.Action.Value(f"ACTION_{action.upper()}"))
     if "holdout" in flags or "metric" in flags:
         keywords["evaluation"] = Evaluation(holdout_fraction=flags.get("holdout"), metric=flags.get("metric", ""))
     if "patience" in flags:

@@ -6,7 +6,7 @@ the contract holds.  A duration that the contract cannot hold (nan, infinite, lo
 
 import math
 from datetime import UTC, datetime
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -71,6 +71,9 @@ def step_to_proto(step: StepCompleted) -> job_pb.StepCompleted:
         metrics=step.metrics,
         learning_rate=step.learning_rate,
         samples_per_second=step.samples_per_second,
+        model_flops_utilization=step.model_flops_utilization,
+        gradient_norm=step.gradient_norm,
+        skipped_steps=step.skipped_steps,
     )
     for part, seconds in step.step_seconds.items():
         if (duration := duration_to_proto(seconds)) is not None:
@@ -92,7 +95,16 @@ def step_from_proto(message: job_pb.StepCompleted) -> StepCompleted:
         samples_per_second=message.samples_per_second,
         step_seconds={part: duration_from_proto(time) for part, time in message.step_time.items()},
         remaining_seconds=duration_from_proto(message.remaining) if message.HasField("remaining") else None,
+        model_flops_utilization=_optional(message, "model_flops_utilization"),
+        gradient_norm=_optional(message, "gradient_norm"),
+        skipped_steps=message.skipped_steps,
     )
+
+
+def _optional(
+    message: job_pb.StepCompleted, field: Literal["model_flops_utilization", "gradient_norm"]
+) -> float | None:
+    return float(getattr(message, field)) if message.HasField(field) else None
 
 
 def evaluation_to_proto(evaluation: EvaluationCompleted) -> pb.EvaluationCompleted:

@@ -30,11 +30,14 @@ from headrace_server.rpc.wire.models import struct_of
 from headrace_server.trainers.family import Family
 from headrace_server.trainers.recipe import (
     AdamW,
-    ConstantSchedule,
-    CosineSchedule,
+    Compilation,
     Device,
     Epochs,
+    OnNonFinite,
+    Recipe,
+    Schedule,
     Sgd,
+    Strategy,
 )
 from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.job import Job
@@ -50,6 +53,30 @@ _TASKS = {
     spec_pb.TabularTrainer.TASK_UNSPECIFIED: "auto",
     spec_pb.TabularTrainer.TASK_CLASSIFICATION: "classification",
     spec_pb.TabularTrainer.TASK_REGRESSION: "regression",
+}
+_COMPILATIONS = {
+    spec_pb.TrainingSpec.COMPILATION_UNSPECIFIED: Compilation.AUTO.value,
+    spec_pb.TrainingSpec.COMPILATION_NEVER: Compilation.NEVER.value,
+    spec_pb.TrainingSpec.COMPILATION_ALWAYS: Compilation.ALWAYS.value,
+}
+_STRATEGIES = {
+    spec_pb.TrainingSpec.STRATEGY_DATA_PARALLEL: Strategy.DATA_PARALLEL.value,
+    spec_pb.TrainingSpec.STRATEGY_FULLY_SHARDED: Strategy.FULLY_SHARDED.value,
+}
+_ACTIONS = {
+    spec_pb.Numerics.ACTION_STOP: OnNonFinite.STOP.value,
+    spec_pb.Numerics.ACTION_SKIP: OnNonFinite.SKIP.value,
+    spec_pb.Numerics.ACTION_LOWER_RATE: OnNonFinite.LOWER_RATE.value,
+}
+_OPTIMIZERS = {
+    "adamw": (spec_pb.AdamW, ("learning_rate", "weight_decay")),
+    "sgd": (spec_pb.Sgd, ("learning_rate", "momentum", "weight_decay")),
+}
+_SCHEDULES = {
+    "constant": (spec_pb.ConstantSchedule, ("warmup_fraction",)),
+    "cosine": (spec_pb.CosineSchedule, ("warmup_fraction", "final_fraction")),
+    "linear": (spec_pb.LinearSchedule, ("warmup_fraction", "final_fraction")),
+    "step_decay": (spec_pb.StepDecaySchedule, ("warmup_fraction", "factor", "num_drops")),
 }
 _WIDEST_INTEGER = 2**53
 """Up to here a double holds every integer."""
@@ -122,8 +149,6 @@ def spec_to_proto(spec: TrainingSpec) -> spec_pb.TrainingSpec:
         dataset=spec.dataset,
         model=spec.model,
         batch_size=recipe.batch_size,
-        optimizer=_optimizer_to_proto(recipe.optimizer),
-        schedule=_schedule_to_proto(recipe.schedule),
         precision=tensor_pb2.Precision.Value(f"PRECISION_{recipe.precision.name}"),
         seed=recipe.seed,
         evaluation=spec_pb.Evaluation(
@@ -146,6 +171,9 @@ def spec_to_proto(spec: TrainingSpec) -> spec_pb.TrainingSpec:
     if recipe.early_stopping is not None:
         message.early_stopping.patience = recipe.early_stopping.patience
         message.early_stopping.min_delta = recipe.early_stopping.min_delta
+    _set_union(message.optimizer, _OPTIMIZERS, recipe.optimizer)
+    _set_union(message.schedule, _SCHEDULES, recipe.schedule)
+    _set_arithmetic(message, recipe)
     _set_trainer(message, spec)
     return message
 
@@ -186,7 +214,7 @@ def _trainer_from_proto(spec: spec_pb.TrainingSpec) -> tuple[str, dict[str, Any]
 
 
 def _tabular_from_proto(trainer: spec_pb.TabularTrainer) -> dict[str, Any]:
-    parameters: dict[str, Any] = _present(trainer, "dropout")
+    parameters: dict[str, Any] = _present(trainer, "dropout", "label_smoothing")
     if trainer.target:
         parameters["target"] = trainer.target
     if trainer.task != spec_pb.TabularTrainer.TASK_UNSPECIFIED:
@@ -199,7 +227,7 @@ def _tabular_from_proto(trainer: spec_pb.TabularTrainer) -> dict[str, Any]:
 
 
 def _images_from_proto(trainer: spec_pb.ImageClassificationTrainer) -> dict[str, Any]:
-    parameters: dict[str, Any] = _present(trainer, "image_size", "width", "blocks_per_stage")
+    parameters: dict[str, Any] = _present(trainer, "image_size", "width", "blocks_per_stage", "label_smoothing")
     if trainer.HasField("augmentation"):
         parameters["augmentation"] = {
             "flip": trainer.augmentation.flip,
@@ -228,16 +256,14 @@ def _recipe_from_proto(spec: spec_pb.TrainingSpec) -> tuple[dict[str, Any], dict
             ("recipe.length", "recipe.length.count", f"recipe.length.{length}", f"recipe.length.{length}.count"),
             f"spec.{length}",
         )
-    for union, fields in (
-        ("optimizer", ("learning_rate", "weight_decay", "momentum")),
-        ("schedule", ("warmup_fraction",)),
-    ):
+    for union, kinds in (("optimizer", _OPTIMIZERS), ("schedule", _SCHEDULES)):
         if kind := getattr(spec, union).WhichOneof("kind"):
-            recipe[union] = {"kind": kind, **_present(getattr(getattr(spec, union), kind), *fields)}
+            recipe[union] = {"kind": kind, **_present(getattr(getattr(spec, union), kind), *kinds[kind][1])}
             paths |= dict.fromkeys((f"recipe.{union}", f"recipe.{union}.{kind}"), f"spec.{union}.{kind}")
     if spec.precision != tensor_pb2.PRECISION_UNSPECIFIED:
         recipe["precision"] = _PRECISIONS.get(spec.precision, str(spec.precision))
     _read_policies(spec, recipe)
+    _read_arithmetic(spec, recipe)
     return recipe, paths
 
 
@@ -255,6 +281,22 @@ def _read_policies(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None:
     if spec.resources.device != spec_pb.Resources.DEVICE_UNSPECIFIED:
         recipe["device"] = _DEVICES.get(spec.resources.device, str(spec.resources.device))
     recipe |= _present(spec.resources, "cpu_threads")
+
+
+def _read_arithmetic(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None:
+    recipe |= _present(spec, "micro_batches", "max_gradient_norm", "channels_last")
+    recipe |= {flag: True for flag in ("deterministic", "split_to_fit") if getattr(spec, flag)}
+    if spec.HasField("moving_average"):
+        recipe["moving_average"] = _present(spec.moving_average, "decay")
+    numerics = _present(spec.numerics, "rate_factor", "max_skipped_in_a_row")
+    if spec.numerics.on_non_finite != spec_pb.Numerics.ACTION_UNSPECIFIED:
+        numerics["on_non_finite"] = _ACTIONS.get(spec.numerics.on_non_finite, str(spec.numerics.on_non_finite))
+    if numerics:
+        recipe["numerics"] = numerics
+    if spec.compilation != spec_pb.TrainingSpec.COMPILATION_UNSPECIFIED:
+        recipe["compilation"] = _COMPILATIONS.get(spec.compilation, str(spec.compilation))
+    if spec.strategy != spec_pb.TrainingSpec.STRATEGY_UNSPECIFIED:
+        recipe["strategy"] = _STRATEGIES.get(spec.strategy, str(spec.strategy))
 
 
 def _present(message: Any, *fields: str) -> dict[str, Any]:
@@ -300,22 +342,26 @@ def _set_trainer(message: spec_pb.TrainingSpec, spec: TrainingSpec) -> None:
             message.plugin.parameters.CopyFrom(struct_of(parameters))
 
 
-def _optimizer_to_proto(optimizer: AdamW | Sgd) -> spec_pb.Optimizer:
-    if isinstance(optimizer, AdamW):
-        return spec_pb.Optimizer(
-            adamw=spec_pb.AdamW(learning_rate=optimizer.learning_rate, weight_decay=optimizer.weight_decay)
-        )
-    return spec_pb.Optimizer(
-        sgd=spec_pb.Sgd(
-            learning_rate=optimizer.learning_rate, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
-        )
-    )
+def _set_union(message: Any, kinds: Mapping[str, tuple[Any, tuple[str, ...]]], chosen: AdamW | Sgd | Schedule) -> None:
+    """Set the member of a union of the contract that `chosen` is."""
+    kind, fields = kinds[chosen.kind]
+    getattr(message, chosen.kind).CopyFrom(kind(**{field: getattr(chosen, field) for field in fields}))
 
 
-def _schedule_to_proto(schedule: ConstantSchedule | CosineSchedule) -> spec_pb.Schedule:
-    if isinstance(schedule, ConstantSchedule):
-        return spec_pb.Schedule(constant=spec_pb.ConstantSchedule())
-    return spec_pb.Schedule(cosine=spec_pb.CosineSchedule(warmup_fraction=schedule.warmup_fraction))
+def _set_arithmetic(message: spec_pb.TrainingSpec, recipe: Recipe) -> None:
+    message.micro_batches = recipe.micro_batches
+    if recipe.max_gradient_norm is not None:
+        message.max_gradient_norm = recipe.max_gradient_norm
+    if recipe.moving_average is not None:
+        message.moving_average.decay = recipe.moving_average.decay
+    message.deterministic, message.split_to_fit = recipe.deterministic, recipe.split_to_fit
+    message.numerics.on_non_finite = _key_of(_ACTIONS, recipe.numerics.on_non_finite.value)
+    message.numerics.rate_factor = recipe.numerics.rate_factor
+    message.numerics.max_skipped_in_a_row = recipe.numerics.max_skipped_in_a_row
+    message.compilation = _key_of(_COMPILATIONS, recipe.compilation.value)
+    if recipe.channels_last is not None:
+        message.channels_last = recipe.channels_last
+    message.strategy = _key_of(_STRATEGIES, recipe.strategy.value)
 
 
 def _key_of(table: Mapping[Any, str], value: str) -> Any:

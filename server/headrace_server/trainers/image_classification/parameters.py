@@ -40,6 +40,10 @@ class ImageClassificationParameters(Parameters):
         "labels", description="For data sets of arrays: the array of class numbers or names."
     )
 
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="The share of certainty that training gives to all classes alike."
+    )
+
     def violations(self, dataset: DatasetVersion) -> list[Violation]:
         """What does not fit these images, with fields relative to the parameters; empty when all fits."""
         if dataset.format is DatasetFormat.IMAGE_ZIP:

@@ -87,7 +87,7 @@ class ImageTask(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy."""
-        return functional.cross_entropy(outputs, targets)
+        return functional.cross_entropy(outputs, targets, label_smoothing=self._parameters.label_smoothing)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Accuracy and loss."""

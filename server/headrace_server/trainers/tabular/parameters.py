@@ -57,6 +57,12 @@ class TabularParameters(Parameters):
         tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(lambda widths: widths or (128, 128))
     ] = Field((128, 128), max_length=64, description="The width of each hidden layer; [128, 128] when empty.")
     dropout: float = Field(0.1, ge=0, lt=1, description="The share of activations dropped in training.")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="The share of certainty that training gives to all classes alike.",
+    )
 
     def violations(self, dataset: DatasetVersion) -> list[Violation]:
         """What does not fit this table, with fields relative to the parameters; empty when all fits."""
@@ -76,6 +82,8 @@ class TabularParameters(Parameters):
             yield Violation("target", f"{self.target!r} has the type {target.type}, which cannot be predicted")
         elif self.task is TargetKind.REGRESSION and kind is ColumnKind.CATEGORY:
             yield Violation("task", f"{self.target!r} is text, which cannot be regressed; ask for classification")
+        if self.task is TargetKind.REGRESSION and self.label_smoothing:
+            yield Violation("label_smoothing", "is for classes; a number is regressed here")
 
     def _feature_violations(self, columns: Mapping[str, Column]) -> Iterator[Violation]:
         if self.target in self.features:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace_server.datasets.reading import read_columns
-from headrace_server.errors import InvalidDataset
+from headrace_server.errors import InvalidDataset, InvalidSpec, Violation
 from headrace_server.tensors import DataType, Signature, TensorSpec
 from headrace_server.trainers.family import Parameters
 from headrace_server.trainers.measures import CLASSIFICATION, REGRESSION, measure_classes, measure_numbers
@@ -127,6 +127,8 @@ class TabularTask(Task):
             self._target_scale = None
             targets = torch.from_numpy(target.values.astype(np.int64))
         else:
+            if parameters.label_smoothing:
+                raise InvalidSpec([Violation("tabular.label_smoothing", f"{parameters.target!r} holds no classes")])
             raw = torch.from_numpy(target.values.astype(np.float32))[:, None]
             self._target_scale = Scale.of(raw[training])
             if not self._target_scale.deviation.item():
@@ -150,7 +152,7 @@ class TabularTask(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, or the mean squared error of the standardised target."""
         if self._class_names:
-            return functional.cross_entropy(outputs, targets)
+            return functional.cross_entropy(outputs, targets, label_smoothing=self._parameters.label_smoothing)
         return functional.mse_loss(outputs, targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

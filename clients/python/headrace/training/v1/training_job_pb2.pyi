@@ -267,6 +267,9 @@ class StepCompleted(_message.Message):
     SAMPLES_PER_SECOND_FIELD_NUMBER: _builtins.int
     STEP_TIME_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
+    MODEL_FLOPS_UTILIZATION_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    SKIPPED_STEPS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps so far, counted from 1 and never twice, also across restarts."""
     epoch: _builtins.int
@@ -279,13 +282,22 @@ class StepCompleted(_message.Message):
     """The learning rate in use."""
     samples_per_second: _builtins.float
     """Training samples a second."""
+    model_flops_utilization: _builtins.float
+    """The share of the device's arithmetic that the network's own operations used, 0 to 1; absent where it cannot be known."""
+    gradient_norm: _builtins.float
+    """The joint 2-norm of the last step's gradients before clipping; absent where nothing needed it."""
+    skipped_steps: _builtins.int
+    """Steps that were left out so far because their loss or gradient was not finite."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Further training measures by name, for example "accuracy"."""
 
     @_builtins.property
     def step_time(self) -> _containers.MessageMap[_builtins.str, _duration_pb2.Duration]:
-        """Where a step's time went, by part: data, forward, backward, optimizer.  Their sum is at most the time of a step."""
+        """Where a step's time went, by part: data (waiting for rows), transfer (to the device), forward, backward, optimizer,
+        checkpoint, yield (giving way to predictions).  Parts that took no time are left out.  Their sum is at most the time
+        of a step.
+        """
 
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
@@ -303,12 +315,22 @@ class StepCompleted(_message.Message):
         samples_per_second: _builtins.float = ...,
         step_time: _abc.Mapping[_builtins.str, _duration_pb2.Duration] | None = ...,
         remaining: _duration_pb2.Duration | None = ...,
+        model_flops_utilization: _builtins.float | None = ...,
+        gradient_norm: _builtins.float | None = ...,
+        skipped_steps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm", "_model_flops_utilization", b"_model_flops_utilization", "gradient_norm", b"gradient_norm", "model_flops_utilization", b"model_flops_utilization", "remaining", b"remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fraction", b"fraction", "learning_rate", b"learning_rate", "loss", b"loss", "metrics", b"metrics", "remaining", b"remaining", "samples_per_second", b"samples_per_second", "step", b"step", "step_time", b"step_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm", "_model_flops_utilization", b"_model_flops_utilization", "epoch", b"epoch", "fraction", b"fraction", "gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "loss", b"loss", "metrics", b"metrics", "model_flops_utilization", b"model_flops_utilization", "remaining", b"remaining", "samples_per_second", b"samples_per_second", "skipped_steps", b"skipped_steps", "step", b"step", "step_time", b"step_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__gradient_norm: _TypeAlias = _typing.Literal["gradient_norm"]  # noqa: Y015
+    _WhichOneofArgType__gradient_norm: _TypeAlias = _typing.Literal["_gradient_norm", b"_gradient_norm"]  # noqa: Y015
+    _WhichOneofReturnType__model_flops_utilization: _TypeAlias = _typing.Literal["model_flops_utilization"]  # noqa: Y015
+    _WhichOneofArgType__model_flops_utilization: _TypeAlias = _typing.Literal["_model_flops_utilization", b"_model_flops_utilization"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_norm) -> _WhichOneofReturnType__gradient_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_flops_utilization) -> _WhichOneofReturnType__model_flops_utilization | None: ...
 
 Global___StepCompleted: _TypeAlias = StepCompleted  # noqa: Y015
 

@@ -30,6 +30,52 @@ class TrainingSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Compilation:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CompilationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TrainingSpec._Compilation.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        COMPILATION_UNSPECIFIED: TrainingSpec._Compilation.ValueType  # 0
+        """Where that is predicted to save time."""
+        COMPILATION_NEVER: TrainingSpec._Compilation.ValueType  # 1
+        """Never."""
+        COMPILATION_ALWAYS: TrainingSpec._Compilation.ValueType  # 2
+        """Whatever it costs."""
+
+    class Compilation(_Compilation, metaclass=_CompilationEnumTypeWrapper):
+        """Whether the network is compiled before it is trained."""
+
+    COMPILATION_UNSPECIFIED: TrainingSpec.Compilation.ValueType  # 0
+    """Where that is predicted to save time."""
+    COMPILATION_NEVER: TrainingSpec.Compilation.ValueType  # 1
+    """Never."""
+    COMPILATION_ALWAYS: TrainingSpec.Compilation.ValueType  # 2
+    """Whatever it costs."""
+
+    class _Strategy:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TrainingSpec._Strategy.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STRATEGY_UNSPECIFIED: TrainingSpec._Strategy.ValueType  # 0
+        """STRATEGY_DATA_PARALLEL."""
+        STRATEGY_DATA_PARALLEL: TrainingSpec._Strategy.ValueType  # 1
+        """The whole network."""
+        STRATEGY_FULLY_SHARDED: TrainingSpec._Strategy.ValueType  # 2
+        """A part of the weights, of their gradients and of the optimizer's state, for networks that do not fit one device."""
+
+    class Strategy(_Strategy, metaclass=_StrategyEnumTypeWrapper):
+        """What each of several ranks holds."""
+
+    STRATEGY_UNSPECIFIED: TrainingSpec.Strategy.ValueType  # 0
+    """STRATEGY_DATA_PARALLEL."""
+    STRATEGY_DATA_PARALLEL: TrainingSpec.Strategy.ValueType  # 1
+    """The whole network."""
+    STRATEGY_FULLY_SHARDED: TrainingSpec.Strategy.ValueType  # 2
+    """A part of the weights, of their gradients and of the optimizer's state, for networks that do not fit one device."""
+
     DATASET_FIELD_NUMBER: _builtins.int
     TABULAR_FIELD_NUMBER: _builtins.int
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
@@ -47,6 +93,15 @@ class TrainingSpec(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
+    MICRO_BATCHES_FIELD_NUMBER: _builtins.int
+    MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    MOVING_AVERAGE_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
+    NUMERICS_FIELD_NUMBER: _builtins.int
+    SPLIT_TO_FIT_FIELD_NUMBER: _builtins.int
+    COMPILATION_FIELD_NUMBER: _builtins.int
+    CHANNELS_LAST_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}` for the newest version, or `datasets/{dataset}/versions/{version}`.  Required."""
     model: _builtins.str
@@ -63,6 +118,26 @@ class TrainingSpec(_message.Message):
     """Makes initial weights, the split and the order of rows repeatable.  Chosen at random and recorded when absent."""
     max_restarts: _builtins.int
     """How often a lost worker is replaced before the job fails; 0 to 100.  3 when absent."""
+    micro_batches: _builtins.int
+    """How many parts the rows of a step are computed in, one after another; their gradients are added, so that the step is
+    that of the whole batch while only a part of it has to fit the memory.  1 to the batch size.  1 when absent.
+    """
+    max_gradient_norm: _builtins.float
+    """Gradients whose joint 2-norm is above this are scaled down to it; above 0.  Never when absent."""
+    deterministic: _builtins.bool
+    """Only algorithms that give the same bits each time, on the same machine with the same number of threads."""
+    split_to_fit: _builtins.bool
+    """A batch that does not fit the memory is computed in as many parts as it takes; without this the job fails, and says
+    how many rows would fit.
+    """
+    compilation: Global___TrainingSpec.Compilation.ValueType
+    """Whether the network is compiled before it is trained."""
+    channels_last: _builtins.bool
+    """Whether images lie in memory pixel by pixel instead of channel by channel, which GPUs convolve faster.  True on a GPU
+    and false on a CPU when absent.
+    """
+    strategy: Global___TrainingSpec.Strategy.ValueType
+    """What each of several ranks holds."""
     @_builtins.property
     def tabular(self) -> Global___TabularTrainer:
         """A network over columns of numbers and categories."""
@@ -99,6 +174,14 @@ class TrainingSpec(_message.Message):
     def resources(self) -> Global___Resources:
         """What the job may use and when its turn comes."""
 
+    @_builtins.property
+    def moving_average(self) -> Global___MovingAverage:
+        """Evaluates and exports a moving average of the weights in their place; none when absent."""
+
+    @_builtins.property
+    def numerics(self) -> Global___Numerics:
+        """What to do about numbers that are not finite."""
+
     def __init__(
         self,
         *,
@@ -119,15 +202,30 @@ class TrainingSpec(_message.Message):
         checkpoints: Global___CheckpointPolicy | None = ...,
         resources: Global___Resources | None = ...,
         max_restarts: _builtins.int | None = ...,
+        micro_batches: _builtins.int | None = ...,
+        max_gradient_norm: _builtins.float | None = ...,
+        moving_average: Global___MovingAverage | None = ...,
+        deterministic: _builtins.bool = ...,
+        numerics: Global___Numerics | None = ...,
+        split_to_fit: _builtins.bool = ...,
+        compilation: Global___TrainingSpec.Compilation.ValueType = ...,
+        channels_last: _builtins.bool | None = ...,
+        strategy: Global___TrainingSpec.Strategy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_restarts", b"max_restarts", "optimizer", b"optimizer", "plugin", b"plugin", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "steps", b"steps", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "steps", b"steps", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "batch_size", b"batch_size", "checkpoints", b"checkpoints", "dataset", b"dataset", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "plugin", b"plugin", "precision", b"precision", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "steps", b"steps", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "compilation", b"compilation", "dataset", b"dataset", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "model", b"model", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "precision", b"precision", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "split_to_fit", b"split_to_fit", "steps", b"steps", "strategy", b"strategy", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__channels_last: _TypeAlias = _typing.Literal["channels_last"]  # noqa: Y015
+    _WhichOneofArgType__channels_last: _TypeAlias = _typing.Literal["_channels_last", b"_channels_last"]  # noqa: Y015
+    _WhichOneofReturnType__max_gradient_norm: _TypeAlias = _typing.Literal["max_gradient_norm"]  # noqa: Y015
+    _WhichOneofArgType__max_gradient_norm: _TypeAlias = _typing.Literal["_max_gradient_norm", b"_max_gradient_norm"]  # noqa: Y015
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
+    _WhichOneofReturnType__micro_batches: _TypeAlias = _typing.Literal["micro_batches"]  # noqa: Y015
+    _WhichOneofArgType__micro_batches: _TypeAlias = _typing.Literal["_micro_batches", b"_micro_batches"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType_length: _TypeAlias = _typing.Literal["epochs", "steps"]  # noqa: Y015
@@ -137,7 +235,13 @@ class TrainingSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__channels_last) -> _WhichOneofReturnType__channels_last | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_gradient_norm) -> _WhichOneofReturnType__max_gradient_norm | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__micro_batches) -> _WhichOneofReturnType__micro_batches | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -146,6 +250,94 @@ class TrainingSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_trainer) -> _WhichOneofReturnType_trainer | None: ...
 
 Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
+
+@_typing.final
+class MovingAverage(_message.Message):
+    """An exponential moving average of the weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECAY_FIELD_NUMBER: _builtins.int
+    decay: _builtins.float
+    """The share of the average that a step keeps, above 0 and below 1; less over the first steps.  0.999 when absent."""
+    def __init__(
+        self,
+        *,
+        decay: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decay", b"_decay", "decay", b"decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decay", b"_decay", "decay", b"decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decay: _TypeAlias = _typing.Literal["decay"]  # noqa: Y015
+    _WhichOneofArgType__decay: _TypeAlias = _typing.Literal["_decay", b"_decay"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decay) -> _WhichOneofReturnType__decay | None: ...
+
+Global___MovingAverage: _TypeAlias = MovingAverage  # noqa: Y015
+
+@_typing.final
+class Numerics(_message.Message):
+    """What to do about numbers that are not finite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Action:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Numerics._Action.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACTION_UNSPECIFIED: Numerics._Action.ValueType  # 0
+        """ACTION_STOP."""
+        ACTION_STOP: Numerics._Action.ValueType  # 1
+        """The job fails, with the step, the last finite loss and the learning rate as evidence."""
+        ACTION_SKIP: Numerics._Action.ValueType  # 2
+        """The step is left out, with a warning."""
+        ACTION_LOWER_RATE: Numerics._Action.ValueType  # 3
+        """The step is left out, with a warning, and the learning rate of all later steps is lowered."""
+
+    class Action(_Action, metaclass=_ActionEnumTypeWrapper):
+        """What happens to a step whose loss or gradient is not finite."""
+
+    ACTION_UNSPECIFIED: Numerics.Action.ValueType  # 0
+    """ACTION_STOP."""
+    ACTION_STOP: Numerics.Action.ValueType  # 1
+    """The job fails, with the step, the last finite loss and the learning rate as evidence."""
+    ACTION_SKIP: Numerics.Action.ValueType  # 2
+    """The step is left out, with a warning."""
+    ACTION_LOWER_RATE: Numerics.Action.ValueType  # 3
+    """The step is left out, with a warning, and the learning rate of all later steps is lowered."""
+
+    ON_NON_FINITE_FIELD_NUMBER: _builtins.int
+    RATE_FACTOR_FIELD_NUMBER: _builtins.int
+    MAX_SKIPPED_IN_A_ROW_FIELD_NUMBER: _builtins.int
+    on_non_finite: Global___Numerics.Action.ValueType
+    """What happens to a step whose loss or gradient is not finite."""
+    rate_factor: _builtins.float
+    """What ACTION_LOWER_RATE multiplies the learning rate by each time, above 0 and below 1.  0.5 when absent."""
+    max_skipped_in_a_row: _builtins.int
+    """After so many steps that were left out one after another the job fails all the same; at least 1.  20 when absent."""
+    def __init__(
+        self,
+        *,
+        on_non_finite: Global___Numerics.Action.ValueType = ...,
+        rate_factor: _builtins.float | None = ...,
+        max_skipped_in_a_row: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_skipped_in_a_row", b"_max_skipped_in_a_row", "_rate_factor", b"_rate_factor", "max_skipped_in_a_row", b"max_skipped_in_a_row", "rate_factor", b"rate_factor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_skipped_in_a_row", b"_max_skipped_in_a_row", "_rate_factor", b"_rate_factor", "max_skipped_in_a_row", b"max_skipped_in_a_row", "on_non_finite", b"on_non_finite", "rate_factor", b"rate_factor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_skipped_in_a_row: _TypeAlias = _typing.Literal["max_skipped_in_a_row"]  # noqa: Y015
+    _WhichOneofArgType__max_skipped_in_a_row: _TypeAlias = _typing.Literal["_max_skipped_in_a_row", b"_max_skipped_in_a_row"]  # noqa: Y015
+    _WhichOneofReturnType__rate_factor: _TypeAlias = _typing.Literal["rate_factor"]  # noqa: Y015
+    _WhichOneofArgType__rate_factor: _TypeAlias = _typing.Literal["_rate_factor", b"_rate_factor"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_skipped_in_a_row) -> _WhichOneofReturnType__max_skipped_in_a_row | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_factor) -> _WhichOneofReturnType__rate_factor | None: ...
+
+Global___Numerics: _TypeAlias = Numerics  # noqa: Y015
 
 @_typing.final
 class TabularTrainer(_message.Message):
@@ -185,12 +377,17 @@ class TabularTrainer(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     HIDDEN_WIDTHS_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The column to predict.  Required."""
     task: Global___TabularTrainer.Task.ValueType
     """What the target means."""
     dropout: _builtins.float
     """The share of activations dropped in training, 0 to below 1.  0.1 when absent."""
+    label_smoothing: _builtins.float
+    """The share of certainty that training takes from the right class and gives to all classes alike, 0 to below 1; for
+    classes only.  0 when absent.
+    """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The columns to learn from; every column but the target when empty."""
@@ -207,14 +404,20 @@ class TabularTrainer(_message.Message):
         features: _abc.Iterable[_builtins.str] | None = ...,
         hidden_widths: _abc.Iterable[_builtins.int] | None = ...,
         dropout: _builtins.float | None = ...,
+        label_smoothing: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dropout", b"dropout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "_label_smoothing", b"_label_smoothing", "dropout", b"dropout", "label_smoothing", b"label_smoothing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dropout", b"dropout", "features", b"features", "hidden_widths", b"hidden_widths", "target", b"target", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "_label_smoothing", b"_label_smoothing", "dropout", b"dropout", "features", b"features", "hidden_widths", b"hidden_widths", "label_smoothing", b"label_smoothing", "target", b"target", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
 
 Global___TabularTrainer: _TypeAlias = TabularTrainer  # noqa: Y015
 
@@ -230,6 +433,7 @@ class ImageClassificationTrainer(_message.Message):
     AUGMENTATION_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    LABEL_SMOOTHING_FIELD_NUMBER: _builtins.int
     image_size: _builtins.int
     """Images are scaled to this height and width, 8 to 512; the size of the first image, at most 64, when absent."""
     width: _builtins.int
@@ -240,6 +444,10 @@ class ImageClassificationTrainer(_message.Message):
     """For data sets of arrays: the array of images; "images" when empty."""
     labels: _builtins.str
     """For data sets of arrays: the array of class numbers or names; "labels" when empty."""
+    label_smoothing: _builtins.float
+    """The share of certainty that training takes from the right class and gives to all classes alike, 0 to below 1.  0
+    when absent.
+    """
     @_builtins.property
     def augmentation(self) -> Global___Augmentation:
         """How training images are varied; small shifts when absent."""
@@ -253,21 +461,26 @@ class ImageClassificationTrainer(_message.Message):
         augmentation: Global___Augmentation | None = ...,
         images: _builtins.str = ...,
         labels: _builtins.str = ...,
+        label_smoothing: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_blocks_per_stage", b"_blocks_per_stage", "_image_size", b"_image_size", "_width", b"_width", "augmentation", b"augmentation", "blocks_per_stage", b"blocks_per_stage", "image_size", b"image_size", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_blocks_per_stage", b"_blocks_per_stage", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_width", b"_width", "augmentation", b"augmentation", "blocks_per_stage", b"blocks_per_stage", "image_size", b"image_size", "label_smoothing", b"label_smoothing", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_blocks_per_stage", b"_blocks_per_stage", "_image_size", b"_image_size", "_width", b"_width", "augmentation", b"augmentation", "blocks_per_stage", b"blocks_per_stage", "image_size", b"image_size", "images", b"images", "labels", b"labels", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_blocks_per_stage", b"_blocks_per_stage", "_image_size", b"_image_size", "_label_smoothing", b"_label_smoothing", "_width", b"_width", "augmentation", b"augmentation", "blocks_per_stage", b"blocks_per_stage", "image_size", b"image_size", "images", b"images", "label_smoothing", b"label_smoothing", "labels", b"labels", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__blocks_per_stage: _TypeAlias = _typing.Literal["blocks_per_stage"]  # noqa: Y015
     _WhichOneofArgType__blocks_per_stage: _TypeAlias = _typing.Literal["_blocks_per_stage", b"_blocks_per_stage"]  # noqa: Y015
     _WhichOneofReturnType__image_size: _TypeAlias = _typing.Literal["image_size"]  # noqa: Y015
     _WhichOneofArgType__image_size: _TypeAlias = _typing.Literal["_image_size", b"_image_size"]  # noqa: Y015
+    _WhichOneofReturnType__label_smoothing: _TypeAlias = _typing.Literal["label_smoothing"]  # noqa: Y015
+    _WhichOneofArgType__label_smoothing: _TypeAlias = _typing.Literal["_label_smoothing", b"_label_smoothing"]  # noqa: Y015
     _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
     _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__blocks_per_stage) -> _WhichOneofReturnType__blocks_per_stage | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__image_size) -> _WhichOneofReturnType__image_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_smoothing) -> _WhichOneofReturnType__label_smoothing | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__width) -> _WhichOneofReturnType__width | None: ...
 
@@ -452,6 +665,8 @@ class Schedule(_message.Message):
 
     CONSTANT_FIELD_NUMBER: _builtins.int
     COSINE_FIELD_NUMBER: _builtins.int
+    LINEAR_FIELD_NUMBER: _builtins.int
+    STEP_DECAY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def constant(self) -> Global___ConstantSchedule:
         """The peak rate throughout."""
@@ -460,17 +675,27 @@ class Schedule(_message.Message):
     def cosine(self) -> Global___CosineSchedule:
         """A linear rise, then half a cosine down to zero."""
 
+    @_builtins.property
+    def linear(self) -> Global___LinearSchedule:
+        """A linear rise, then a linear fall."""
+
+    @_builtins.property
+    def step_decay(self) -> Global___StepDecaySchedule:
+        """A linear rise, then stairs down."""
+
     def __init__(
         self,
         *,
         constant: Global___ConstantSchedule | None = ...,
         cosine: Global___CosineSchedule | None = ...,
+        linear: Global___LinearSchedule | None = ...,
+        step_decay: Global___StepDecaySchedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["constant", b"constant", "cosine", b"cosine", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["constant", b"constant", "cosine", b"cosine", "kind", b"kind", "linear", b"linear", "step_decay", b"step_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constant", b"constant", "cosine", b"cosine", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constant", b"constant", "cosine", b"cosine", "kind", b"kind", "linear", b"linear", "step_decay", b"step_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["constant", "cosine"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["constant", "cosine", "linear", "step_decay"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -478,30 +703,13 @@ Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
 
 @_typing.final
 class ConstantSchedule(_message.Message):
-    """The peak learning rate throughout."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ConstantSchedule: _TypeAlias = ConstantSchedule  # noqa: Y015
-
-@_typing.final
-class CosineSchedule(_message.Message):
-    """A linear rise, then half a cosine that would reach zero on the step after the last."""
+    """The peak learning rate, after a linear rise if one is asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WARMUP_FRACTION_FIELD_NUMBER: _builtins.int
     warmup_fraction: _builtins.float
-    """The share of all steps that rises, 0 to below 1.  0.05 when absent."""
+    """The share of all steps that rises, 0 to below 1.  0 when absent."""
     def __init__(
         self,
         *,
@@ -515,7 +723,114 @@ class CosineSchedule(_message.Message):
     _WhichOneofArgType__warmup_fraction: _TypeAlias = _typing.Literal["_warmup_fraction", b"_warmup_fraction"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_fraction) -> _WhichOneofReturnType__warmup_fraction | None: ...
 
+Global___ConstantSchedule: _TypeAlias = ConstantSchedule  # noqa: Y015
+
+@_typing.final
+class CosineSchedule(_message.Message):
+    """A linear rise, then half a cosine that would reach its end on the step after the last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARMUP_FRACTION_FIELD_NUMBER: _builtins.int
+    FINAL_FRACTION_FIELD_NUMBER: _builtins.int
+    warmup_fraction: _builtins.float
+    """The share of all steps that rises, 0 to below 1.  0.05 when absent."""
+    final_fraction: _builtins.float
+    """The share of the peak that it falls to, 0 to 1.  0 when absent."""
+    def __init__(
+        self,
+        *,
+        warmup_fraction: _builtins.float | None = ...,
+        final_fraction: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_final_fraction", b"_final_fraction", "_warmup_fraction", b"_warmup_fraction", "final_fraction", b"final_fraction", "warmup_fraction", b"warmup_fraction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_fraction", b"_final_fraction", "_warmup_fraction", b"_warmup_fraction", "final_fraction", b"final_fraction", "warmup_fraction", b"warmup_fraction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__final_fraction: _TypeAlias = _typing.Literal["final_fraction"]  # noqa: Y015
+    _WhichOneofArgType__final_fraction: _TypeAlias = _typing.Literal["_final_fraction", b"_final_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__warmup_fraction: _TypeAlias = _typing.Literal["warmup_fraction"]  # noqa: Y015
+    _WhichOneofArgType__warmup_fraction: _TypeAlias = _typing.Literal["_warmup_fraction", b"_warmup_fraction"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__final_fraction) -> _WhichOneofReturnType__final_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_fraction) -> _WhichOneofReturnType__warmup_fraction | None: ...
+
 Global___CosineSchedule: _TypeAlias = CosineSchedule  # noqa: Y015
+
+@_typing.final
+class LinearSchedule(_message.Message):
+    """A linear rise, then a straight line that would reach its end on the step after the last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARMUP_FRACTION_FIELD_NUMBER: _builtins.int
+    FINAL_FRACTION_FIELD_NUMBER: _builtins.int
+    warmup_fraction: _builtins.float
+    """The share of all steps that rises, 0 to below 1.  0.05 when absent."""
+    final_fraction: _builtins.float
+    """The share of the peak that it falls to, 0 to 1.  0 when absent."""
+    def __init__(
+        self,
+        *,
+        warmup_fraction: _builtins.float | None = ...,
+        final_fraction: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_final_fraction", b"_final_fraction", "_warmup_fraction", b"_warmup_fraction", "final_fraction", b"final_fraction", "warmup_fraction", b"warmup_fraction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_fraction", b"_final_fraction", "_warmup_fraction", b"_warmup_fraction", "final_fraction", b"final_fraction", "warmup_fraction", b"warmup_fraction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__final_fraction: _TypeAlias = _typing.Literal["final_fraction"]  # noqa: Y015
+    _WhichOneofArgType__final_fraction: _TypeAlias = _typing.Literal["_final_fraction", b"_final_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__warmup_fraction: _TypeAlias = _typing.Literal["warmup_fraction"]  # noqa: Y015
+    _WhichOneofArgType__warmup_fraction: _TypeAlias = _typing.Literal["_warmup_fraction", b"_warmup_fraction"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__final_fraction) -> _WhichOneofReturnType__final_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_fraction) -> _WhichOneofReturnType__warmup_fraction | None: ...
+
+Global___LinearSchedule: _TypeAlias = LinearSchedule  # noqa: Y015
+
+@_typing.final
+class StepDecaySchedule(_message.Message):
+    """A linear rise, then parts of equal length with constant rates, each a fraction of the one before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARMUP_FRACTION_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    NUM_DROPS_FIELD_NUMBER: _builtins.int
+    warmup_fraction: _builtins.float
+    """The share of all steps that rises, 0 to below 1.  0 when absent."""
+    factor: _builtins.float
+    """What each drop multiplies the rate by, above 0 and below 1.  0.1 when absent."""
+    num_drops: _builtins.int
+    """How many drops, 1 to 1,000.  2 when absent."""
+    def __init__(
+        self,
+        *,
+        warmup_fraction: _builtins.float | None = ...,
+        factor: _builtins.float | None = ...,
+        num_drops: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "_num_drops", b"_num_drops", "_warmup_fraction", b"_warmup_fraction", "factor", b"factor", "num_drops", b"num_drops", "warmup_fraction", b"warmup_fraction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "_num_drops", b"_num_drops", "_warmup_fraction", b"_warmup_fraction", "factor", b"factor", "num_drops", b"num_drops", "warmup_fraction", b"warmup_fraction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__factor: _TypeAlias = _typing.Literal["factor"]  # noqa: Y015
+    _WhichOneofArgType__factor: _TypeAlias = _typing.Literal["_factor", b"_factor"]  # noqa: Y015
+    _WhichOneofReturnType__num_drops: _TypeAlias = _typing.Literal["num_drops"]  # noqa: Y015
+    _WhichOneofArgType__num_drops: _TypeAlias = _typing.Literal["_num_drops", b"_num_drops"]  # noqa: Y015
+    _WhichOneofReturnType__warmup_fraction: _TypeAlias = _typing.Literal["warmup_fraction"]  # noqa: Y015
+    _WhichOneofArgType__warmup_fraction: _TypeAlias = _typing.Literal["_warmup_fraction", b"_warmup_fraction"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__factor) -> _WhichOneofReturnType__factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_drops) -> _WhichOneofReturnType__num_drops | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_fraction) -> _WhichOneofReturnType__warmup_fraction | None: ...
+
+Global___StepDecaySchedule: _TypeAlias = StepDecaySchedule  # noqa: Y015
 
 @_typing.final
 class Evaluation(_message.Message):
