@@ -2,7 +2,7 @@
 #
 # Everything here checks its arguments before it touches memory and refuses them with a sentence: ValueError for sizes
 # and addresses, TypeError for element types that are not converted, BufferError for memory that overlaps or cannot be
-# written.  `kernels/` and `devices.py` are its faces; nothing else calls it.
+# written.  `kernels/`, `devices.py` and `rpc/door.py` are its faces; nothing else calls it.
 
 from collections.abc import Sequence
 
@@ -46,3 +46,42 @@ def cuda_scatter(
     row_elements: int,
     stream: int,
 ) -> int: ...
+
+# Whether the module was built with gRPC for C++; without it there is no `Door`.
+door_built: bool
+
+# The native door: it owns the public port and passes what it does not answer to the complete server.
+class Door:
+    # `address` as gRPC has it, port 0 for any that is free; `complete_server` "unix:/path".  `gone_…` is the status of
+    # calls for which the complete server is no longer there, its details a serialized google.rpc.Status.  The last
+    # three are PEM files: all empty, no TLS; without `client_authority` no certificate is asked of callers.
+    def __init__(
+        self,
+        *,
+        address: str,
+        complete_server: str,
+        max_message_bytes: int,
+        max_concurrent_calls: int,
+        gone_code: int,
+        gone_message: str,
+        gone_details: bytes,
+        certificate: str = "",
+        key: str = "",
+        client_authority: str = "",
+    ) -> None: ...
+
+    # Take the port and begin to accept; False when it is not to be had.  Calls wait until `open`.
+    def bind(self) -> bool: ...
+
+    # The complete server is there.
+    def open(self) -> None: ...
+
+    # Take no calls any more and wait, at most so long, for those under way; what is left is cancelled.  Blocks.
+    def close(self, grace_seconds: float) -> None: ...
+
+    # Cancel what a `close` on another thread waits for.
+    def hurry(self) -> None: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def calls_in_flight(self) -> int: ...

@@ -7,7 +7,7 @@ up.
 import asyncio
 import functools
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +23,10 @@ from headrace_server.inference.engine import Engine
 from headrace_server.launchers.process import ProcessLauncher
 from headrace_server.models.registry import Registry
 from headrace_server.names import is_id
+from headrace_server.rpc.door import Door, bind_door, kind_of
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Interceptor
-from headrace_server.rpc.server import PUBLIC_SERVICES, bind, bind_socket, private_server, public_server
+from headrace_server.rpc.server import PUBLIC_SERVICES, bind_socket, private_server, public_server
 from headrace_server.rpc.services.datasets import DatasetService
 from headrace_server.rpc.services.inference import InferenceService
 from headrace_server.rpc.services.models import ModelService
@@ -64,7 +65,7 @@ class House:
         self._health = Health(PUBLIC_SERVICES)
         self._interceptor = Interceptor(self.metrics, self._closing)
         self._rooms = AsyncExitStack()
-        self._public: grpc.aio.Server
+        self._door: Door
         self._private: grpc.aio.Server
         self._engine: Engine
         self._desk: TrainingDesk
@@ -89,7 +90,7 @@ class House:
             await self._build()
             await self._desk.open()
             await self._private.start()
-            await self._public.start()
+            await self._door.open()
             await self._serve_models()
         except BaseException:
             await self.close()
@@ -99,6 +100,7 @@ class House:
             "house.open",
             host=self.settings.server.host,
             port=self.port,
+            door=self._door.kind,
             metrics_port=self.metrics_port,
             data=str(self.settings.data.absolute()),
             seconds=round(time.monotonic() - started_at, 3),
@@ -120,8 +122,8 @@ class House:
         # What arrives while gRPC stops is dropped, not refused: so first let callers hear that they are refused.
         await asyncio.sleep(QUIET_SECONDS)
         await self._within(LAST_SECONDS, self._interceptor.wait_until_quiet(QUIET_SECONDS))
-        await self._stop(self._public, max(LAST_SECONDS, until - time.monotonic()))
-        await self._stop(self._private, LAST_SECONDS)
+        await self._stop(self._door.close, max(LAST_SECONDS, until - time.monotonic()))
+        await self._stop(self._private.stop, LAST_SECONDS)
         log.info("house.drained")
 
     def hurry(self) -> None:
@@ -172,10 +174,12 @@ class House:
         interceptor = self._interceptor
         self._private = private_server(interceptor, WorkerService(self._desk, self._closing))
         rooms.push_async_callback(self._private.stop, 0)
-        self._public = public_server(
+        kind = kind_of(settings.server.door)
+        public = public_server(
             settings.server,
             interceptor,
             self._health,
+            is_behind_door=kind == "native",
             training=TrainingService(self._desk, families),
             inference=InferenceService(
                 self._engine, Statuses(self.metrics), self._closing, settings.inference.stream_window
@@ -186,10 +190,11 @@ class House:
                 self._engine, registry, self._health, Statuses(self.metrics), self._closing, settings.inference
             ),
         )
-        rooms.push_async_callback(self._public.stop, 0)
         # Both are bound before anything is started: a port that is taken must be noticed before any job goes on.
         bind_socket(self._private, folder.socket)
-        self.port = bind(self._public, settings.server.host, settings.server.port)
+        self._door = bind_door(kind, public, settings.server, folder.public_socket)
+        rooms.push_async_callback(self._door.close, 0)
+        self.port = self._door.port
 
     async def _open_metrics(self) -> None:
         telemetry = self.settings.telemetry
@@ -208,10 +213,10 @@ class House:
             except HeadraceError as error:
                 raise CannotStart(f"models.serve: {name} = {path}: {error}") from error
 
-    async def _stop(self, server: grpc.aio.Server, grace_seconds: float) -> None:
-        await self._within(None, server.stop(grace_seconds))
+    async def _stop(self, stop: Callable[[float], Coroutine[Any, Any, None]], grace_seconds: float) -> None:
+        await self._within(None, stop(grace_seconds))
         if self._hurry.is_set():
-            await server.stop(0)
+            await stop(0)
 
     async def _within(self, seconds: float | None, work: Coroutine[Any, Any, object]) -> None:
         """Wait for `work`, but not longer than this, and not when there is a hurry."""

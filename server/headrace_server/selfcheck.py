@@ -65,6 +65,7 @@ def look(settings: Settings) -> list[Finding]:
         "onnxruntime": lambda: _onnxruntime(devices),
         "torch": lambda: _torch(devices),
         "grpc": _grpc,
+        "door": lambda: _door(settings),
         "data folder": lambda: _data_folder(settings.data),
         "database": lambda: _database(settings),
         "port": lambda: _port("port", settings.server.host, settings.server.port, "server.port"),
@@ -148,6 +149,23 @@ def _grpc() -> Finding:
     import grpc
 
     return Finding("grpc", Verdict.OK, f"grpcio {grpc.__version__}, protobuf {google.protobuf.__version__}")
+
+
+def _door(settings: Settings) -> Finding:
+    from headrace_server import _native
+    from headrace_server.rpc.door import kind_of
+
+    try:
+        kind = kind_of(settings.server.door)
+    except CannotStart as error:
+        return Finding("door", Verdict.BROKEN, str(error))
+    detail = {
+        "native": "native: predictions are answered without Python's lock, the rest by grpc.aio behind it",
+        "grpc_aio": "grpc.aio holds the port",
+    }[kind]
+    if not _native.door_built:
+        return Finding("door", Verdict.WARNING, f"{detail}; for the native one, install libgrpc++-dev and build again")
+    return Finding("door", Verdict.OK, detail)
 
 
 def _data_folder(data: Path) -> Finding:

@@ -39,6 +39,9 @@ class ServerSettings(_Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
+    door: Literal["auto", "native", "grpc_aio"] = Field(
+        "auto", description="Who holds the port: the native door (auto: where it was built), or grpc.aio alone."
+    )
     max_message_bytes: int = Field(
         64 * MIB, ge=2 * MIB, description="Largest message in either direction; files travel in pieces of 1 MiB."
     )

@@ -1,10 +1,15 @@
-"""The real public server in front of doubles: only what is behind the door is made up."""
+"""The real public server in front of doubles: only what is behind the door is made up.
+
+Whichever door is built here holds the port, unless a test asks for one of them.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -12,10 +17,11 @@ from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub
 from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub
+from headrace_server.rpc import door as doors
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Interceptor
 from headrace_server.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from headrace_server.rpc.server import PUBLIC_SERVICES, bind, public_server
+from headrace_server.rpc.server import PUBLIC_SERVICES, public_server
 from headrace_server.rpc.services.datasets import DatasetService
 from headrace_server.rpc.services.inference import InferenceService
 from headrace_server.rpc.services.models import ModelService
@@ -48,7 +54,7 @@ class Door:
     metrics: Metrics
     health: Health
     closing: asyncio.Event
-    server: grpc.aio.Server
+    holder: doors.Door
     port: int
     channel: grpc.aio.Channel
     training: "TrainingServiceAsyncStub" = field(init=False)
@@ -66,14 +72,17 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(desk: JobDesk | None = None, stream_window: int = 4, **settings: int) -> AsyncIterator[Door]:
-    """Serve on a free port until the block ends."""
+async def open_door(desk: JobDesk | None = None, stream_window: int = 4, **settings: Any) -> AsyncIterator[Door]:
+    """Serve on a free port until the block ends.  `settings` are those of the section "server"."""
+    chosen = ServerSettings.model_validate({"port": 0, **settings})
+    kind = doors.kind_of(chosen.door)
     metrics, closing, health = Metrics(), asyncio.Event(), Health(PUBLIC_SERVICES)
     desk, engine, catalog, registry = desk or JobDesk(), EchoEngine(), MemoryCatalog(), MemoryRegistry()
     server = public_server(
-        ServerSettings.model_validate(settings),
+        chosen,
         Interceptor(metrics, closing),
         health,
+        is_behind_door=kind == "native",
         training=TrainingService(desk, Families(plugins=())),
         inference=InferenceService(engine, Statuses(metrics), closing, stream_window),
         models=ModelService(registry, engine),
@@ -82,12 +91,13 @@ async def open_door(desk: JobDesk | None = None, stream_window: int = 4, **setti
             engine, registry, health, Statuses(metrics), closing, InferenceSettings(stream_window=stream_window)
         ),
     )
-    port = bind(server, "127.0.0.1", 0)
-    await server.start()
     limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=limits) as channel:
-            yield Door(desk, engine, catalog, registry, metrics, health, closing, server, port, channel)
-    finally:
-        engine.release()
-        await server.stop(0)
+    with TemporaryDirectory(prefix="headrace-") as folder:
+        holder = doors.bind_door(kind, server, chosen, Path(folder) / "public.sock")
+        await holder.open()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{holder.port}", options=limits) as channel:
+                yield Door(desk, engine, catalog, registry, metrics, health, closing, holder, holder.port, channel)
+        finally:
+            engine.release()
+            await holder.close(0)

@@ -1,4 +1,4 @@
-"""The two gRPC servers of the house: the public port, and a private socket for the agents of jobs.
+"""The two gRPC servers of the house: the complete one for callers, and one on a private socket for the agents of jobs.
 
 Knows how they are set up, which services they carry and how they are bound; knows nothing of what the services do.
 """
@@ -44,6 +44,9 @@ _COMMON: Options = (
     ("grpc.http2.max_ping_strikes", 0),
 )
 
+# The door lets through as much as callers may send, and adds who they are.
+_BEHIND_DOOR: Options = (("grpc.max_metadata_size", 32 << 10), ("grpc.absolute_max_metadata_size", 64 << 10))
+
 
 def options(max_message_bytes: int) -> Options:
     """What every server of the house is set up with."""
@@ -61,15 +64,20 @@ def public_server(
     interceptor: Interceptor,
     health: Health,
     *,
+    is_behind_door: bool = False,
     training: training_service_pb2_grpc.TrainingServiceServicer,
     inference: inference_service_pb2_grpc.InferenceServiceServicer,
     models: model_service_pb2_grpc.ModelServiceServicer,
     datasets: dataset_service_pb2_grpc.DatasetServiceServicer,
     open_inference: grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer,
 ) -> grpc.aio.Server:
-    """The server of the public port, with all it carries; not bound and not started."""
+    """The complete server, with all that callers can call; not bound and not started.
+
+    Behind a native door it leaves to it what is counted there: calls, and the size of their metadata.
+    """
     server = grpc.aio.server(
-        options=options(settings.max_message_bytes), maximum_concurrent_rpcs=settings.max_concurrent_calls
+        options=(*options(settings.max_message_bytes), *(_BEHIND_DOOR if is_behind_door else ())),
+        maximum_concurrent_rpcs=None if is_behind_door else settings.max_concurrent_calls,
     )
     # Handlers are asked in this order, so the busiest come first.
     interceptor.add(inference_service_pb2_grpc.add_InferenceServiceServicer_to_server, inference, server)
@@ -98,14 +106,23 @@ def private_server(interceptor: Interceptor, worker: worker_service_pb2_grpc.Wor
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:
     """Bind a TCP port and return it.  Raises CannotStart when it is taken or not to be had."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return server.add_insecure_port(address)
+        return server.add_insecure_port(address_of(host, port))
     except RuntimeError as error:
-        raise CannotStart(
-            f"port {port} of {host} cannot be listened on; is another server running there? "
-            "Choose another with --port, or server.port = 0 for any that is free"
-        ) from error
+        raise port_taken(host, port) from error
+
+
+def address_of(host: str, port: int) -> str:
+    """Where to listen, as gRPC writes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def port_taken(host: str, port: int) -> CannotStart:
+    """Say that a port is not to be had."""
+    return CannotStart(
+        f"port {port} of {host} cannot be listened on; is another server running there? "
+        "Choose another with --port, or server.port = 0 for any that is free"
+    )
 
 
 def bind_socket(server: grpc.aio.Server, path: Path) -> str:

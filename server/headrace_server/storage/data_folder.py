@@ -4,7 +4,7 @@ headrace.db     jobs, journals, data sets, models, aliases
 store/          contents of data sets, checkpoints, programs
 work/           workspaces of agents
 scratch/        copies and uploads under way; emptied at every start
-run/            the socket of the agents
+run/            the sockets of the agents, and of the complete server behind the native door
 lock            held while a server uses the folder; names its process
 """
 
@@ -44,6 +44,7 @@ class DataFolder:
                 for folder in (self.work, self.scratch):
                     folder.mkdir(mode=0o700, exist_ok=True)
                 self.socket = _socket_path(self.root)
+                self.public_socket = self.socket.with_name("public.sock")
             except BaseException:
                 os.close(self._lock)
                 raise

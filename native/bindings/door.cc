@@ -1,0 +1,46 @@
+// The door.  Every method gives up the interpreter's lock where it may wait.
+#include "door/door.h"
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "bindings/parts.h"
+#include "door/options.h"
+
+namespace py = pybind11;
+
+namespace headrace::bindings {
+
+void bind_door(py::module_& module) {
+  using door::Door;
+  const auto make = [](std::string address, std::string complete_server, std::int64_t max_message_bytes,
+                       std::int64_t max_concurrent_calls, int gone_code, std::string gone_message,
+                       const py::bytes& gone_details, std::string certificate, std::string key,
+                       std::string client_authority) {
+    door::Options options;
+    options.address = std::move(address);
+    options.complete_server = std::move(complete_server);
+    options.max_message_bytes = max_message_bytes;
+    options.max_concurrent_calls = max_concurrent_calls;
+    options.gone = {gone_code, std::move(gone_message), std::string(gone_details)};
+    options.tls = {std::move(certificate), std::move(key), std::move(client_authority)};
+    return std::make_unique<Door>(std::move(options), nullptr);
+  };
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  py::class_<Door>(module, "Door")
+      .def(py::init(make), py::kw_only(), py::arg("address"), py::arg("complete_server"), py::arg("max_message_bytes"),
+           py::arg("max_concurrent_calls"), py::arg("gone_code"), py::arg("gone_message"), py::arg("gone_details"),
+           py::arg("certificate") = "", py::arg("key") = "", py::arg("client_authority") = "")
+      .def("bind", &Door::bind, release)
+      .def("open", &Door::open)
+      .def("close", &Door::close, py::arg("grace_seconds"), release)
+      .def("hurry", &Door::hurry, release)
+      .def_property_readonly("port", &Door::port)
+      .def_property_readonly("calls_in_flight", &Door::calls_in_flight);
+}
+
+}  // namespace headrace::bindings

@@ -1,0 +1,36 @@
+// Which words about a call travel on, and which belong to one connection only.
+#pragma once
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/server_context.h>
+
+#include <string_view>
+
+namespace headrace::door {
+
+// What the door itself says of a call to the complete server.  Callers cannot: whatever begins like this is taken from
+// them.
+inline constexpr std::string_view kOwnPrefix = "x-headrace-";
+// The caller's address, as gRPC writes it: "ipv4:127.0.0.1:40000".
+inline constexpr std::string_view kPeer = "x-headrace-peer";
+// The name in the caller's certificate, when the door asked for one.
+inline constexpr std::string_view kIdentity = "x-headrace-identity";
+// A message of a stream that travels as a call of its own.
+inline constexpr std::string_view kPart = "x-headrace-part";
+// How the caller calls itself; gRPC does not let its own header be set.
+inline constexpr std::string_view kUserAgent = "x-headrace-user-agent";
+
+// The name that a caller's certificate proves; empty when there is none.
+std::string identity_of(const grpc::CallbackServerContext& caller);
+
+// Say of a call to the complete server what the caller said of his: metadata, deadline, authority; and who he is.
+void tell(const grpc::CallbackServerContext& caller, grpc::ClientContext& onward);
+
+// One value of the caller's metadata; empty when there is none.
+std::string_view value_of(const grpc::CallbackServerContext& caller, std::string_view key);
+
+// What the complete server said before and after its answers.
+void tell_initial(const grpc::ClientContext& onward, grpc::CallbackServerContext& caller);
+void tell_trailing(const grpc::ClientContext& onward, grpc::CallbackServerContext& caller);
+
+}  // namespace headrace::door

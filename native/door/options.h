@@ -1,0 +1,34 @@
+// How a door is set up.  Knows no gRPC, so that bindings can fill it in.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "plane/status.h"
+
+namespace headrace::door {
+
+// Files in PEM.  All empty: no TLS.  Certificates are read again when the files change.
+struct Tls {
+  std::string certificate;
+  std::string key;
+  // Callers must show a certificate that this authority signed; empty: none is asked for.
+  std::string client_authority;
+
+  bool is_on() const { return !certificate.empty(); }
+};
+
+struct Options {
+  // "127.0.0.1:50051"; port 0 lets the system choose.
+  std::string address;
+  // Where the complete server listens: "unix:/path".
+  std::string complete_server;
+  std::int64_t max_message_bytes = 64 << 20;
+  // Calls under way, streams included; more are refused.
+  std::int64_t max_concurrent_calls = 8192;
+  // How a call ends that the complete server can no longer be asked for.
+  plane::Status gone;
+  Tls tls;
+};
+
+}  // namespace headrace::door

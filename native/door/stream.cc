@@ -1,0 +1,141 @@
+#include "door/stream.h"
+
+#include <grpcpp/support/client_callback.h>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "door/metadata.h"
+#include "door/slices.h"
+#include "door/unary.h"
+
+namespace headrace::door {
+namespace {
+
+using grpc::ByteBuffer;
+
+class Refusal final : public grpc::ServerGenericBidiReactor {
+ public:
+  explicit Refusal(const grpc::Status& status) { Finish(status); }
+  void OnDone() override { delete this; }
+};
+
+// One message on its way to the complete server; keeps itself until gRPC has ended it.
+class Part final : public grpc::ClientUnaryReactor, public plane::PassedCall {
+ public:
+  Part(const Onward& onward, plane::Bytes request, std::shared_ptr<plane::Passage> passage)
+      : onward_(onward), request_(message_of(request)), passage_(std::move(passage)) {}
+
+  static std::shared_ptr<Part> start(Onward& onward, const grpc::CallbackServerContext& caller, plane::Method method,
+                                     plane::Bytes request, double deadline, std::shared_ptr<plane::Passage> passage) {
+    auto part = std::make_shared<Part>(onward, std::move(request), std::move(passage));
+    part->itself_ = part;
+    onward.prepare(caller, part->context_);
+    part->context_.AddMetadata(std::string(kPart), "1");
+    if (std::isfinite(deadline)) part->context_.set_deadline(due_at(deadline));
+    const std::string path = "/" + std::string(plane::kMethodNames[static_cast<std::size_t>(method)]);
+    onward.stub().PrepareUnaryCall(&part->context_, path, {}, &part->request_, &part->response_, part.get());
+    part->StartCall();
+    return part;
+  }
+
+  void cancel() noexcept override { context_.TryCancel(); }
+
+  void OnDone(const grpc::Status& status) override {
+    const std::shared_ptr<Part> itself = std::move(itself_);
+    if (status.ok()) {
+      passage_->answered(bytes_of(response_));
+    } else {
+      passage_->failed(onward_.described(status, context_));
+    }
+    passage_.reset();
+  }
+
+ private:
+  static std::chrono::system_clock::time_point due_at(double deadline) {
+    const double now = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return std::chrono::system_clock::now() +
+           std::chrono::duration_cast<std::chrono::system_clock::duration>(std::chrono::duration<double>(deadline - now));
+  }
+
+  const Onward& onward_;
+  const ByteBuffer request_;
+  ByteBuffer response_;
+  grpc::ClientContext context_;
+  std::shared_ptr<plane::Passage> passage_;
+  std::shared_ptr<Part> itself_;
+};
+
+class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Stream {
+ public:
+  Streaming(plane::Plane& plane, Onward& onward, Occupancy& occupancy, plane::Method method,
+            grpc::CallbackServerContext& caller)
+      : onward_(onward), occupancy_(occupancy), caller_(caller),
+        conversation_(plane.converse(method, info_of(caller), *this)) {}
+
+  ~Streaming() override { occupancy_.leave(); }
+
+  void start() { conversation_->start(); }
+
+  // From the plane, on any thread.  After `Finish` gRPC may end the call, and this object, at any moment.
+
+  void read() noexcept override { StartRead(&received_); }
+
+  void write(plane::Block message) noexcept override {
+    to_write_ = message_of(std::move(message));
+    StartWrite(&to_write_);
+  }
+
+  void finish(const plane::Status& status) noexcept override {
+    caller_.AddTrailingMetadata("x-request-id", std::string(conversation_->request_id()));
+    Finish(status_of(status));
+  }
+
+  std::shared_ptr<plane::PassedCall> pass(plane::Method method, plane::Bytes request, double deadline,
+                                          std::shared_ptr<plane::Passage> passage) noexcept override {
+    return Part::start(onward_, caller_, method, std::move(request), deadline, std::move(passage));
+  }
+
+  // From gRPC.
+
+  void OnReadDone(bool ok) override {
+    if (ok) {
+      const plane::Bytes message = bytes_of(received_);
+      received_.Clear();
+      conversation_->has_read(message);
+    } else {
+      conversation_->has_read(std::nullopt);
+    }
+  }
+
+  void OnWriteDone(bool ok) override { conversation_->has_written(ok); }
+
+  void OnCancel() override { conversation_->cancel(); }
+
+  void OnDone() override { delete this; }
+
+ private:
+  Onward& onward_;
+  Occupancy& occupancy_;
+  grpc::CallbackServerContext& caller_;
+  const std::shared_ptr<plane::Conversation> conversation_;
+  ByteBuffer received_;
+  ByteBuffer to_write_;
+};
+
+}  // namespace
+
+grpc::ServerGenericBidiReactor* converse(plane::Plane& plane, Onward& onward, Occupancy& occupancy,
+                                         plane::Method method, grpc::CallbackServerContext& caller) {
+  if (!occupancy.enter()) return new Refusal(too_many_calls());
+  auto* stream = new Streaming(plane, onward, occupancy, method, caller);
+  stream->start();
+  return stream;
+}
+
+}  // namespace headrace::door

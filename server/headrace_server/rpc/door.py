@@ -1,0 +1,109 @@
+"""Who holds the public port: the native door in front of the complete server, or the complete server itself.
+
+The complete server is the one of grpc.aio, which answers every method.  Behind the native door it listens on a private
+socket, and the door passes to it, byte for byte, whatever it does not answer itself.  Callers see no difference.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Literal, Protocol
+
+import grpc
+
+from headrace_server import _native
+from headrace_server.errors import CannotStart, Draining
+from headrace_server.rpc.server import address_of, bind, bind_socket, port_taken
+from headrace_server.rpc.status import status_of
+from headrace_server.settings import ServerSettings
+
+Kind = Literal["native", "grpc_aio"]
+
+
+class Door(Protocol):
+    """A bound public port.  Callers can connect; they are answered once it is open."""
+
+    kind: Kind
+    port: int
+
+    async def open(self) -> None:
+        """Begin to answer."""
+        ...
+
+    async def close(self, grace_seconds: float) -> None:
+        """Take no calls any more; cancel what is still under way after so long, or when this is called again."""
+        ...
+
+
+def kind_of(setting: Literal["auto", "native", "grpc_aio"]) -> Kind:
+    """What a setting means here.  Raises CannotStart when the native door is asked for and was not built."""
+    if setting == "native" and not _native.door_built:
+        raise CannotStart(
+            "server.door = native, but the native module was built without gRPC for C++; install it "
+            "(Debian: libgrpc++-dev) and build again, or choose server.door = grpc_aio"
+        )
+    if setting == "auto":
+        return "native" if _native.door_built else "grpc_aio"
+    return setting
+
+
+def bind_door(kind: Kind, server: grpc.aio.Server, settings: ServerSettings, socket: Path) -> Door:
+    """Bind the public port for a complete server that is neither bound nor started.
+
+    `socket` is where the complete server listens when it is not the one that holds the port.  Raises CannotStart when
+    the port cannot be had.
+    """
+    if kind == "grpc_aio":
+        return _CompleteDoor(server, bind(server, settings.host, settings.port))
+    return _NativeDoor(server, settings, bind_socket(server, socket))
+
+
+class _CompleteDoor:
+    """The complete server, on the public port itself."""
+
+    kind: Kind = "grpc_aio"
+
+    def __init__(self, server: grpc.aio.Server, port: int) -> None:
+        self.port = port
+        self._server = server
+
+    async def open(self) -> None:
+        await self._server.start()
+
+    async def close(self, grace_seconds: float) -> None:
+        await self._server.stop(grace_seconds)
+
+
+class _NativeDoor:
+    """The native door, and the complete server behind it."""
+
+    kind: Kind = "native"
+
+    def __init__(self, server: grpc.aio.Server, settings: ServerSettings, complete_server: str) -> None:
+        gone = status_of(Draining())
+        self._server = server
+        self._native = _native.Door(
+            address=address_of(settings.host, settings.port),
+            complete_server=complete_server,
+            max_message_bytes=settings.max_message_bytes,
+            max_concurrent_calls=settings.max_concurrent_calls,
+            gone_code=gone.code,
+            gone_message=gone.message,
+            gone_details=gone.SerializeToString(),
+        )
+        if not self._native.bind():
+            raise port_taken(settings.host, settings.port)
+        self.port = self._native.port
+        self._ending: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        await self._server.start()
+        self._native.open()
+
+    async def close(self, grace_seconds: float) -> None:
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(asyncio.to_thread(self._native.close, grace_seconds))
+        elif not self._ending.done():
+            self._native.hurry()
+        # Shielded: a thread cannot be called back, and whoever closes again waits for the same end.
+        await asyncio.shield(self._ending)
+        await self._server.stop(grace_seconds)
