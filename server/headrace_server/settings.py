@@ -64,6 +64,9 @@ class TrainingSettings(_Section):
 
     queue_limit: int = Field(1000, ge=1, description="Jobs that may wait; more are refused with QUEUE_FULL.")
     max_running_jobs: int = Field(1, ge=1, description="Jobs that train at the same time.")
+    preemption: bool = Field(
+        True, description="Whether waiting jobs may take the place of preemptible ones of lower priority."
+    )
     heartbeat_seconds: float = Field(1, gt=0, description="Period of a worker's sign of life.")
     lease_seconds: float = Field(4, gt=0, description="A worker that is silent this long is replaced.")
     attach_seconds: float = Field(60, gt=0, description="How long a new worker may take to attach.")

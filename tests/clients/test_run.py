@@ -12,6 +12,7 @@ from headrace import (
     CursorExpired,
     EvaluationCompleted,
     HeadraceError,
+    IllegalTransition,
     Interruption,
     JobNotFound,
     Retry,
@@ -294,6 +295,43 @@ async def test_cancelling_says_how_and_why(client: Client, server: ScriptedServe
     assert job.state == State.STATE_CANCELLING == run.job.state
     assert server.training.cancels[0].mode == CancelTrainingJobRequest.Mode.MODE_KILL
     assert server.training.cancels[0].reason == "wrong data"
+
+
+async def test_pausing_and_resuming_return_the_new_state(client: Client, server: ScriptedServer) -> None:
+    server.training.has_ended = False
+    run = await client.training_run("j1")
+    with pytest.raises(IllegalTransition, match="it is RUNNING"):
+        await run.resume()
+
+    paused = await run.pause(reason="later")
+    resumed = await run.resume()
+
+    assert paused.state == State.STATE_PAUSING
+    assert server.training.pauses[0].reason == "later"
+    assert resumed.state == State.STATE_QUEUED == run.job.state
+
+
+async def test_pausing_can_wait_until_the_job_rests(client: Client, server: ScriptedServer) -> None:
+    server.training.has_ended = False
+    run = await client.training_run("j1")
+    async with asyncio.TaskGroup() as tasks:
+        pausing = tasks.create_task(run.pause(wait=True))
+        await until(lambda: server.training.readers == 1)
+        assert not pausing.done()
+        rests = history(ending=State.STATE_PAUSED)[-1]
+        rests.sequence = len(server.training.entries) + 1
+        server.training.entries.append(rests)
+        server.training.has_ended = True
+
+    assert pausing.result().state == State.STATE_PAUSED
+
+
+async def test_deleting_names_the_job(client: Client, server: ScriptedServer) -> None:
+    run = await client.training_run("j1")
+
+    await run.delete()
+
+    assert server.training.deleted == ["trainingJobs/j1"]
 
 
 @pytest.mark.parametrize("cut_after", range(6))

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Literal
 
-from headrace_server.errors import Draining, JobNotFound
+from headrace_server.errors import Draining, IllegalTransition, JobNotFound
 from headrace_server.names import JobName
 from headrace_server.pages import Page, PageRequest
 from headrace_server.trainers.recipe import Recipe
@@ -53,6 +53,7 @@ class JobDesk:
         self.lines: dict[str, list[LogEntry]] = {job.id: [] for job in jobs}
         self.started: list[StartRequest] = []
         self.cancelled: list[tuple[JobName, bool, str]] = []
+        self.paused: list[tuple[JobName, str]] = []
         self.num_readers = 0
         self._heartbeat_seconds = heartbeat_seconds
         self._is_draining = False
@@ -98,6 +99,21 @@ class JobDesk:
         """Remember it."""
         self.cancelled.append((name, kill, reason))
         return await self.get(name)
+
+    async def pause(self, name: JobName, *, reason: str) -> Job:
+        """Remember it."""
+        self.paused.append((name, reason))
+        return await self.get(name)
+
+    async def resume(self, name: JobName) -> Job:
+        """Refuse, as for a job that is not paused."""
+        job = await self.get(name)
+        raise IllegalTransition(str(name), job.state, "resume")
+
+    async def delete(self, name: JobName) -> None:
+        """Forget the job."""
+        await self.get(name)
+        del self.jobs[name.job]
 
     async def live_job_using(self, dataset: str) -> Job | None:
         """The first job that is not over and uses it."""

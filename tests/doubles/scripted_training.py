@@ -78,6 +78,8 @@ class ScriptedTraining(TrainingServiceServicer):
         """By request id."""
         self.requests: list[pb.StartTrainingRequest] = []
         self.cancels: list[pb.CancelTrainingJobRequest] = []
+        self.pauses: list[pb.PauseTrainingJobRequest] = []
+        self.deleted: list[str] = []
         self.has_ended = True
         """False: the history is not over; readers wait at its end."""
         self.heartbeat_seconds = 0.05
@@ -174,6 +176,27 @@ class ScriptedTraining(TrainingServiceServicer):
             message = f"cannot cancel {request.name}: it is SUCCEEDED"
             await Refusal(grpc.StatusCode.FAILED_PRECONDITION, message, "ILLEGAL_TRANSITION").send(context)
         return pb.CancelTrainingJobResponse(job=jobs.TrainingJob(name=request.name, state=State.STATE_CANCELLING))
+
+    async def PauseTrainingJob(self, request: pb.PauseTrainingJobRequest, context: Any) -> pb.PauseTrainingJobResponse:
+        await self._maybe_refuse(context)
+        self.pauses.append(request)
+        job = jobs.TrainingJob(name=request.name, state=State.STATE_PAUSING, latest_sequence=len(self.entries))
+        return pb.PauseTrainingJobResponse(job=job)
+
+    async def ResumeTrainingJob(
+        self, request: pb.ResumeTrainingJobRequest, context: Any
+    ) -> pb.ResumeTrainingJobResponse:
+        if not self.pauses:
+            message = f"cannot resume {request.name}: it is RUNNING"
+            await Refusal(grpc.StatusCode.FAILED_PRECONDITION, message, "ILLEGAL_TRANSITION").send(context)
+        return pb.ResumeTrainingJobResponse(job=jobs.TrainingJob(name=request.name, state=State.STATE_QUEUED))
+
+    async def DeleteTrainingJob(
+        self, request: pb.DeleteTrainingJobRequest, context: Any
+    ) -> pb.DeleteTrainingJobResponse:
+        await self._maybe_refuse(context)
+        self.deleted.append(request.name)
+        return pb.DeleteTrainingJobResponse()
 
     async def ListTrainers(self, request: pb.ListTrainersRequest, context: Any) -> pb.ListTrainersResponse:
         trainer = pb.Trainer(name="tabular", title="A network over columns", dataset_formats=["CSV", "PARQUET"])

@@ -2,6 +2,8 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from headrace.training.v1 import training_job_pb2 as job_pb
 from headrace.training.v1 import training_service_pb2 as pb
@@ -67,6 +69,37 @@ async def test_a_cancellation_carries_its_mode_and_reason() -> None:
 
         assert [(kill, reason) for _, kill, reason in door.desk.cancelled] == [(True, "x")]
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_pausing_carries_its_reason_and_a_bad_one_is_refused() -> None:
+    async with open_door(JobDesk(a_job())) as door:
+        await door.training.PauseTrainingJob(pb.PauseTrainingJobRequest(name="trainingJobs/j1", reason="x"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.training.PauseTrainingJob(pb.PauseTrainingJobRequest(name="trainingJobs/j1", reason="x" * 1001))
+
+        assert [reason for _, reason in door.desk.paused] == ["x"]
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_verb_that_is_illegal_in_the_state_is_a_failed_precondition_with_its_details() -> None:
+    async with open_door(JobDesk(a_job())) as door:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.training.ResumeTrainingJob(pb.ResumeTrainingJobRequest(name="trainingJobs/j1"))
+
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        status = rpc_status.from_call(caught.value)
+        failure = error_details_pb2.PreconditionFailure()
+        assert any(detail.Unpack(failure) for detail in status.details)
+        assert failure.violations[0].subject == "trainingJobs/j1"
+
+
+async def test_a_deleted_job_is_gone() -> None:
+    async with open_door(JobDesk(a_job())) as door:
+        await door.training.DeleteTrainingJob(pb.DeleteTrainingJobRequest(name="trainingJobs/j1"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.training.DeleteTrainingJob(pb.DeleteTrainingJobRequest(name="trainingJobs/j1"))
+
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_trainers_are_listed_in_pages_with_their_schemas() -> None:

@@ -45,6 +45,10 @@ def test_every_end_in_every_state_leads_on(state: JobState, outcome: Outcome, is
         assert after.state_message == "stopped on request; 2 processes had to be killed"
     elif outcome is Outcome.FAILED:
         assert after.state is JobState.FAILED
+    elif state is JobState.PAUSING:
+        assert after.state is JobState.PAUSED
+        assert after.state_message.startswith("paused on request; 2 processes had to be killed")
+        assert after.restarts == restarts
     elif outcome is Outcome.STOPPED or (outcome is Outcome.DIED and is_leaving):
         assert after.state is JobState.RECOVERING
         assert after.restarts == restarts
@@ -71,7 +75,7 @@ def test_silence_is_final_exactly_when_nobody_continues(
     conclude_silence(amendment, silence, is_leaving=is_leaving)
 
     after = amendment.job
-    assert final == (after.state.is_terminal or is_leaving)
+    assert final == (after.state.is_terminal or after.state is JobState.PAUSED or is_leaving)
     if after.failure is not None:
         assert after.failure.metadata["last_lines"] == "boom"
         assert after.failure.metadata["num_killed"] == "1"
@@ -86,9 +90,26 @@ def test_success_passes_through_every_state_in_order(state: JobState) -> None:
 
     states = [e.happening.to_state for e in amendment.events if isinstance(e.happening, StateChanged)]
     order = [JobState.PREPARING, JobState.RUNNING, JobState.FINALIZING, JobState.SUCCEEDED]
-    assert states == order[order.index(state) + 1 :]
+    assert states == (order[2:] if state is JobState.PAUSING else order[order.index(state) + 1 :])
     assert [event.happening.kind for event in amendment.events][-2:] == ["model_registered", "state_changed"]
     assert amendment.job.model_version == "models/m/versions/3"
+
+
+@pytest.mark.parametrize("silence", [None, Silence("gone", num_killed=0)])
+def test_a_job_that_gave_way_waits_again(silence: Silence | None) -> None:
+    amendment = an_amendment(JobState.PAUSING)
+    amendment.note_worker(is_preempted=True)
+
+    if silence is None:
+        conclude_end(amendment, TrainerEnded(Outcome.STOPPED, exit_code=0), is_leaving=False)
+    else:
+        conclude_silence(amendment, silence, is_leaving=False)
+
+    assert amendment.job.state is JobState.QUEUED
+    assert amendment.job.state_message == (
+        "gave way to a job of higher priority; no process had to be killed; "
+        "another begins again, there being no checkpoint yet"
+    )
 
 
 def test_what_was_cancelled_is_not_a_success_any_more() -> None:

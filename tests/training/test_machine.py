@@ -1,6 +1,7 @@
 """Anything may happen to jobs, in any order: what is promised holds all the same.
 
-Deaths of workers, silence, lost connections, cancels, restarts and sudden deaths of the server are drawn at random.
+Deaths of workers, silence, lost connections, cancels, pauses, preemptions, restarts and sudden deaths of the server are
+drawn at random.
 Then: terminal states never change, every history has every sequence once, only legal transitions are made, and at most
 one worker has a job at a time (the launcher refuses to launch beside a living one, and that fails the job as INTERNAL).
 """
@@ -33,7 +34,7 @@ HASTY = TrainingSettings(
     restart_backoff_seconds=0.005,
     max_running_jobs=2,
 )
-STEPS = ["start", "cancel", "kill", "restart", "power cut", "detach", "wait", "hang up"]
+STEPS = ["start", "urgent", "cancel", "kill", "pause", "resume", "restart", "power cut", "detach", "wait", "hang up"]
 
 
 @pytest.mark.slow
@@ -69,7 +70,11 @@ class _World:
         house = self.house
         match step:
             case "start":
-                await self._try_to_start()
+                await self._try_to_start(priority=0)
+            case "urgent":
+                await self._try_to_start(priority=1)
+            case "pause" | "resume" if self._jobs:
+                await self._try_to(step, self._chance.choice(self._jobs))
             case "cancel" | "kill" if self._jobs:
                 await self._try_to_cancel(self._chance.choice(self._jobs), kill=step == "kill")
             case "restart":
@@ -93,6 +98,7 @@ class _World:
         self._is_calm = True
         async with asyncio.timeout(60):
             for job in self._jobs:
+                await self._wake(job)
                 events = await self.house.history(job)
                 over = await self.house.desk.get(job.name)
                 _check_history(events, over)
@@ -103,9 +109,29 @@ class _World:
             await self.house.cleaned_up(await self.house.desk.get(JobName(key[0])))
             assert not self.house.launcher.workers[key].is_alive
 
-    async def _try_to_start(self) -> None:
+    async def _wake(self, job: Job) -> None:
+        """Resume a job that rests, or is about to."""
+        async for event in self.house.desk.follow(job.name, 0):
+            state = (await self.house.desk.get(job.name)).state
+            if state is JobState.PAUSED:
+                await self.house.desk.resume(job.name)
+            if event is None or state not in (JobState.PAUSING, JobState.PAUSED):
+                return
+
+    async def _try_to_start(self, priority: int) -> None:
+        restarts, is_preemptible = self._chance.choice([0, 1, 50]), self._chance.random() < 0.7
         try:
-            self._jobs.append(await self.house.start(max_restarts=self._chance.choice([0, 1, 50])))
+            job = await self.house.start(max_restarts=restarts, priority=priority, is_preemptible=is_preemptible)
+            self._jobs.append(job)
+        except (PowerCut, HeadraceError):
+            pass
+
+    async def _try_to(self, verb: str, job: Job) -> None:
+        try:
+            if verb == "pause":
+                await self.house.desk.pause(job.name, reason="chance")
+            else:
+                await self.house.desk.resume(job.name)
         except (PowerCut, HeadraceError):
             pass
 

@@ -25,7 +25,7 @@ def a_job(number: int, priority: int = 0, state: JobState = JobState.QUEUED) -> 
 def drained(queue: JobQueue) -> list[str]:
     taken = []
     while (job := queue.take()) is not None:
-        taken.append(job)
+        taken.append(job.id)
     return taken
 
 
@@ -72,7 +72,8 @@ def test_it_behaves_like_a_sorted_list(steps: list[tuple[str, int, int]]) -> Non
                 model[job.id] = job
             case "take":
                 first = min(model.values(), key=lambda job: (-job.spec.priority, job.created_at), default=None)
-                assert queue.take() == (first.id if first else None)
+                assert queue.first(1) == ([first] if first else [])
+                assert queue.take() == first
                 if first:
                     del model[first.id]
             case "remove":

@@ -164,6 +164,9 @@ class BlockingRun(_Blocking[TrainingRun]):
     refresh = _waiting(TrainingRun.refresh)
     wait = _waiting(TrainingRun.wait)
     cancel = _waiting(TrainingRun.cancel)
+    pause = _waiting(TrainingRun.pause)
+    resume = _waiting(TrainingRun.resume)
+    delete = _waiting(TrainingRun.delete)
     follow = _iterating(TrainingRun.follow)
     logs = _iterating(TrainingRun.logs)
 

@@ -1,4 +1,4 @@
-"""One training job in a caller's hand: follow it, wait for it, stop it, read its log.
+"""One training job in a caller's hand: follow it, wait for it, pause it, stop it, read its log.
 
 Letting go of a run never touches the job: it is the server's.
 """
@@ -21,7 +21,10 @@ from headrace.training.v1.training_event_pb2 import LogLine
 from headrace.training.v1.training_job_pb2 import TrainingJob
 from headrace.training.v1.training_service_pb2 import (
     CancelTrainingJobRequest,
+    DeleteTrainingJobRequest,
     GetTrainingJobRequest,
+    PauseTrainingJobRequest,
+    ResumeTrainingJobRequest,
     StreamLogsRequest,
     StreamLogsResponse,
     StreamProgressRequest,
@@ -132,6 +135,41 @@ class TrainingRun:
         )
         self._job = answer.job
         return self._job
+
+    async def pause(self, *, reason: str = "", wait: bool = False) -> TrainingJob:
+        """Ask the job to rest after a checkpoint.  Returns it as PAUSING, or PAUSED when it had no worker.
+
+        With `wait`, returns it when it rests; or when it has ended, which it may do before it can rest.  `wait` and
+        `follow` go on over a pause.  Raises IllegalTransition when the job is about to end, or has ended.
+        """
+        answer = await self._wire.call_once(
+            self._wire.training.PauseTrainingJob, PauseTrainingJobRequest(name=self.name, reason=reason)
+        )
+        self._job = answer.job
+        if wait and self._job.state == TrainingJob.State.STATE_PAUSING:
+            async with aclosing(self.follow(self._job.latest_sequence)) as events:
+                async for event in events:
+                    if event.kind == "state_changed":
+                        break
+        return self._job
+
+    async def resume(self) -> TrainingJob:
+        """Let the paused job wait for its turn again; it goes on exactly where it was.  Returns it as QUEUED.
+
+        Raises IllegalTransition when the job is not paused, also while it is still PAUSING.
+        """
+        answer = await self._wire.call_once(
+            self._wire.training.ResumeTrainingJob, ResumeTrainingJobRequest(name=self.name)
+        )
+        self._job = answer.job
+        return self._job
+
+    async def delete(self) -> None:
+        """Remove the job, which has ended, with its history and its checkpoints; the model version stays.
+
+        Raises IllegalTransition when the job has not ended.
+        """
+        await self._wire.call_once(self._wire.training.DeleteTrainingJob, DeleteTrainingJobRequest(name=self.name))
 
     async def logs(
         self,

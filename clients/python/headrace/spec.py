@@ -86,6 +86,8 @@ class SpecKeywords(TypedDict, total=False):
     cpu_threads: int
     priority: int
     """Higher goes first among waiting jobs, -100 to 100."""
+    preemptible: bool
+    """Whether a waiting job of higher priority may take its place; it goes on later, exactly where it was."""
     max_restarts: int
     """How often a lost worker is replaced."""
 
@@ -197,7 +199,7 @@ def _schedule(schedule: ConstantSchedule | CosineSchedule | LinearSchedule | Ste
 
 
 def _set_resources(spec: TrainingSpec, keywords: SpecKeywords) -> None:
-    if not keywords.keys() & {"device", "cpu_threads", "priority"}:
+    if not keywords.keys() & {"device", "cpu_threads", "priority", "preemptible"}:
         return
     device = keywords.get("device", "auto")
     spec.resources.CopyFrom(
@@ -207,5 +209,6 @@ def _set_resources(spec: TrainingSpec, keywords: SpecKeywords) -> None:
             else Resources.Device.Value(f"DEVICE_{device.upper()}"),
             cpu_threads=keywords.get("cpu_threads"),
             priority=keywords.get("priority", 0),
+            preemptible=keywords.get("preemptible", False),
         )
     )

@@ -163,6 +163,18 @@ class DeskPort(Protocol):
         """Ask a job to stop."""
         ...
 
+    async def pause(self, name: JobName, *, reason: str) -> Job:
+        """Ask a job to rest."""
+        ...
+
+    async def resume(self, name: JobName) -> Job:
+        """Let a paused job go on."""
+        ...
+
+    async def delete(self, name: JobName) -> None:
+        """Remove a job that is over."""
+        ...
+
     async def live_job_using(self, dataset: str) -> Job | None:
         """A job that is not over and trains on this data set, if there is one."""
         ...

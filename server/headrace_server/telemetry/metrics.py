@@ -86,6 +86,9 @@ class Metrics:
             "headrace_worker_restarts", "Workers that were lost and replaced, by cause: died, silent, fenced.",
             ["cause"], registry=registry,
         )  # fmt: skip
+        self.preemptions = Counter(
+            "headrace_preemptions", "Jobs that gave their place to one of higher priority.", registry=registry
+        )
         self.progress_lag_seconds = Histogram(
             "headrace_progress_lag_seconds", "From an event in the worker until it is durable here.",
             buckets=LATENCY_SECONDS, registry=registry,

@@ -74,6 +74,7 @@ class Admission:
             model=str(model),
             recipe=recipe,
             priority=draft.priority,
+            is_preemptible=draft.is_preemptible,
             max_restarts=DEFAULT_MAX_RESTARTS if draft.max_restarts is None else draft.max_restarts,
         )
 

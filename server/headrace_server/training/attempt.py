@@ -24,6 +24,8 @@ class Attempt(BaseModel):
     """Of the export that it has published; empty before."""
     evaluated_step: int = -1
     """The last step of which the history has an evaluation, by whichever worker; goes over to the next.  -1: none."""
+    is_preempted: bool = False
+    """Whether it was told to end so that a job of higher priority gets its turn."""
     ended: TrainerEnded | None = None
     """How its trainer ended, as soon as it has said so."""
 

@@ -32,8 +32,8 @@ class Silence:
 
 
 def is_final(job: Job, silence: Silence, *, is_leaving: bool) -> bool:
-    """Whether giving up a worker ends the job: its processes must then be gone before that is said."""
-    return job.state is JobState.CANCELLING or is_leaving or (silence.counts and job.restarts >= job.spec.max_restarts)
+    """Whether giving up a worker ends or pauses the job: its processes must then be gone before that is said."""
+    return job.state.is_ending or is_leaving or (silence.counts and job.restarts >= job.spec.max_restarts)
 
 
 def conclude_success(amendment: Amendment, version: ModelName) -> None:
@@ -55,6 +55,8 @@ def conclude_end(amendment: Amendment, ended: TrainerEnded, *, is_leaving: bool)
     match ended.outcome:
         case Outcome.FAILED:
             _fail(amendment, ended)
+        case _ if amendment.job.state is JobState.PAUSING:
+            conclude_pause(amendment, num_killed=ended.num_killed)
         case Outcome.STOPPED:
             # Told to by this server, by one before it, or by whoever looks after the machine: not a loss.
             _suspend(amendment)
@@ -68,6 +70,8 @@ def conclude_silence(amendment: Amendment, silence: Silence, *, is_leaving: bool
     """A worker was given up."""
     if amendment.job.state is JobState.CANCELLING:
         conclude_cancel(amendment, num_killed=silence.num_killed)
+    elif amendment.job.state is JobState.PAUSING:
+        conclude_pause(amendment, num_killed=silence.num_killed)
     elif is_leaving:
         _suspend(amendment)
     elif not silence.counts:
@@ -96,6 +100,23 @@ def conclude_refusal(amendment: Amendment, reason: str, failure: Failure) -> Non
 def conclude_cancel(amendment: Amendment, *, num_killed: int) -> None:
     """A job that was being cancelled has no worker any more."""
     amendment.move(JobState.CANCELLED, "CANCELLED", f"stopped on request; {describe_killed(num_killed)}")
+
+
+def conclude_pause(amendment: Amendment, *, num_killed: int) -> None:
+    """A job that was being paused has no worker any more: it rests, or waits again when another took its place."""
+    message = f"{describe_killed(num_killed)}; {_next(amendment.job)}"
+    if amendment.attempt.is_preempted:
+        amendment.move(JobState.QUEUED, "PREEMPTED", f"gave way to a job of higher priority; {message}")
+    else:
+        amendment.move(JobState.PAUSED, "PAUSED", f"paused on request; {message}")
+
+
+def conclude_without_worker(amendment: Amendment) -> None:
+    """A job that was asked to end or to rest between two workers has none to wait for."""
+    if amendment.job.state is JobState.CANCELLING:
+        conclude_cancel(amendment, num_killed=0)
+    elif amendment.job.state is JobState.PAUSING:
+        conclude_pause(amendment, num_killed=0)
 
 
 def describe_killed(num_killed: int) -> str:

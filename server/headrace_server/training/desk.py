@@ -6,6 +6,7 @@ Everything else of this folder is behind it.  Knows no wire.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,7 @@ from headrace_server.errors import (
     HeadraceError,
     IllegalTransition,
     InvalidSpec,
+    JobNotFound,
     NameTaken,
     Violation,
     WorkerFenced,
@@ -26,8 +28,8 @@ from headrace_server.pages import Page, PageRequest
 from headrace_server.settings import TrainingSettings
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.telemetry.metrics import Metrics
+from headrace_server.training import verbs
 from headrace_server.training.admission import Admission
-from headrace_server.training.amendment import Amendment
 from headrace_server.training.draft import StartRequest
 from headrace_server.training.events import Event, LogEntry
 from headrace_server.training.filter import parse_filter
@@ -38,12 +40,15 @@ from headrace_server.training.journals import Journals, Stream
 from headrace_server.training.leftovers import Leftovers
 from headrace_server.training.means import Means
 from headrace_server.training.owned_tasks import OwnedTasks
+from headrace_server.training.preemption import choose_victims
 from headrace_server.training.publication import Publisher
 from headrace_server.training.queue import JobQueue
 from headrace_server.training.session import WorkerHello, WorkerSession
 from headrace_server.training.spec import TrainingSpec
 from headrace_server.training.states import JobState
 from headrace_server.training.supervisor import Supervisor
+from headrace_server.training.verbs import Verb
+from headrace_server.training.watch import Order
 from headrace_server.training.workers import Workers
 
 LONGEST_REASON = 1000
@@ -106,8 +111,8 @@ class TrainingDesk:
         """
         for job in await self._jobs.live():
             if job.state.has_worker:
-                self._supervise(job.id)
-            else:
+                self._supervise(job)
+            elif job.state is not JobState.PAUSED:
                 self._queue.put(job)
         self._fill_turns()
         self._tasks.run(self._sweep())
@@ -171,9 +176,32 @@ class TrainingDesk:
 
         Repeating is harmless, and a kill may follow.  Raises JobNotFound, InvalidSpec, IllegalTransition once over.
         """
-        if len(reason) > LONGEST_REASON:
-            raise InvalidSpec([Violation("reason", f"must be at most {LONGEST_REASON} characters")])
-        return await self._tasks.finish(self._cancel(name, kill, reason))
+        _check_reason(reason)
+        change = partial(verbs.cancel, reason=reason)
+        return await self._tasks.finish(self._ask(name, change, Order.KILL if kill else Order.GRACEFUL))
+
+    async def pause(self, name: JobName, *, reason: str) -> Job:
+        """Ask a job to rest after a checkpoint and return it as it is then: PAUSING, or PAUSED without a worker.
+
+        Repeating is harmless.  Raises JobNotFound, InvalidSpec, IllegalTransition when it is ending or over.
+        """
+        _check_reason(reason)
+        return await self._tasks.finish(self._ask(name, partial(verbs.pause, reason=reason), Order.GRACEFUL))
+
+    async def resume(self, name: JobName) -> Job:
+        """Let a paused job wait for its turn again: it goes on from its last checkpoint.
+
+        Paused jobs that are resumed do not count against the limit of the queue.
+        Raises JobNotFound, IllegalTransition unless it is paused or waits.
+        """
+        return await self._tasks.finish(self._resume(name))
+
+    async def delete(self, name: JobName) -> None:
+        """Remove a job that is over, with its history and its checkpoints; the version that it became stays.
+
+        Raises JobNotFound, IllegalTransition while it is not over.
+        """
+        await self._tasks.finish(self._delete(name))
 
     async def live_job_using(self, dataset: str) -> Job | None:
         """A job that is not over and trains on the data set of that id; None when there is none."""
@@ -228,24 +256,45 @@ class TrainingDesk:
             raise NameTaken(str(job.name))
         return job
 
-    async def _cancel(self, name: JobName, kill: bool, reason: str) -> Job:
+    async def _ask(self, name: JobName, change: Verb, order: Order) -> Job:
+        """Change a job as a verb says, and pass `order` on to the worker that it may have."""
         supervisor = self._supervisors.get(name.job)
         if supervisor is None:
-            job = await self._jobs.amend(name.job, lambda it: _cancel(it, reason, is_clear=False))
+            job = await self._jobs.amend(name.job, lambda it: change(it, is_clear=False))
             self._queue.remove(job.id)
             self._metrics.queued_jobs.set(len(self._queue))
             # It may have got its turn meanwhile; and one that waits to be continued may have processes left.
             supervisor = self._supervisors.get(name.job)
-            if supervisor is None and not job.state.is_terminal and not self._is_draining:
-                supervisor = self._supervise(job.id)
+            if supervisor is None and job.state.has_worker and not self._is_draining:
+                supervisor = self._supervise(job)
         else:
             async with supervisor.deciding:
                 await supervisor.settle()
                 clear = supervisor
-                job = await self._jobs.amend(name.job, lambda it: _cancel(it, reason, is_clear=clear.is_clear))
+                job = await self._jobs.amend(name.job, lambda it: change(it, is_clear=clear.is_clear))
         if supervisor is not None:
-            supervisor.stop(kill=kill)
+            supervisor.stop(order if job.state.has_worker else Order.NONE)
         return job
+
+    async def _resume(self, name: JobName) -> Job:
+        job = await self._jobs.amend(name.job, verbs.resume)
+        self._put_back(job)
+        return job
+
+    async def _delete(self, name: JobName) -> None:
+        job = (await self._jobs.get(name.job)).job
+        if not job.state.is_terminal:
+            raise IllegalTransition(str(name), job.state, "delete")
+        # The row goes last: until then the same call finishes what was begun.
+        await self._workers.remove_job(job.id)
+        await self._leftovers.remove(job)
+        await self._jobs.delete(job.id)
+
+    def _put_back(self, job: Job) -> None:
+        """Let a job wait again that has no turn; its supervisor does so otherwise, when it ends."""
+        if not self._is_draining and job.id not in self._supervisors:
+            self._queue.put(job)
+            self._fill_turns()
 
     def _fill_turns(self) -> None:
         while not self._is_draining and len(self._supervisors) < self._settings.max_running_jobs:
@@ -253,11 +302,30 @@ class TrainingDesk:
                 break
             self._supervise(job)
         self._metrics.queued_jobs.set(len(self._queue))
+        if self._settings.preemption and not self._is_draining:
+            self._preempt()
 
-    def _supervise(self, job: str) -> Supervisor:
+    def _preempt(self) -> None:
+        """Have running jobs give way to those of higher priority that wait, where they permit it."""
+        num_free = self._settings.max_running_jobs - len(self._supervisors)
+        waiting = [(str(job.name), job.spec.priority) for job in self._queue.first(self._settings.max_running_jobs)]
+        running = [supervisor.describe() for supervisor in self._supervisors.values()]
+        for victim, by in choose_victims(waiting, running, num_free):
+            supervisor = self._supervisors[victim]
+            supervisor.is_giving_way = True
+            self._metrics.preemptions.inc()
+            self._tasks.run(self._give_way(supervisor, victim, by))
+
+    async def _give_way(self, supervisor: Supervisor, job: str, by: str) -> None:
+        async with supervisor.deciding:
+            await supervisor.settle()
+            after = await self._jobs.amend(job, lambda it: verbs.preempt(it, by, is_clear=supervisor.is_clear))
+        supervisor.stop(Order.GRACEFUL if after.state is JobState.PAUSING else Order.NONE)
+
+    def _supervise(self, job: Job) -> Supervisor:
         supervisor = Supervisor(job, self._means)
-        self._supervisors[job] = supervisor
-        turn = self._tasks.run(self._give_turn(job, supervisor))
+        self._supervisors[job.id] = supervisor
+        turn = self._tasks.run(self._give_turn(job.id, supervisor))
         self._turns.add(turn)
         turn.add_done_callback(self._turns.discard)
         self._metrics.active_jobs.set(len(self._supervisors))
@@ -275,7 +343,14 @@ class TrainingDesk:
         del self._supervisors[job]
         self._metrics.active_jobs.set(len(self._supervisors))
         self._fill_turns()
-        await supervisor.clean_up()
+        try:
+            after = (await self._jobs.get(job)).job
+        except JobNotFound:
+            return  # it was over, and somebody has deleted it
+        if after.state.is_terminal:
+            await supervisor.clean_up()
+        elif after.state is not JobState.PAUSED:
+            self._put_back(after)
 
     async def _sweep(self) -> None:
         """Finish cleaning up after jobs that were over when an earlier process ended."""
@@ -305,17 +380,6 @@ def _new_job(request: StartRequest, spec: TrainingSpec) -> Job:
     )
 
 
-def _cancel(amendment: Amendment, reason: str, *, is_clear: bool) -> Job:
-    """Cancel a job at once when it has no worker, else begin to.  Raises IllegalTransition when it is over."""
-    job = amendment.job
-    because = f": {reason}" if reason else ""
-    if job.state.is_terminal:
-        raise IllegalTransition(str(job.name), job.state, "cancel")
-    if job.state is JobState.QUEUED:
-        amendment.move(JobState.CANCELLED, "CANCELLED", f"cancelled before it began{because}")
-    elif job.state is JobState.RECOVERING and is_clear:
-        message = f"cancelled while it had no worker, so no process had to be killed{because}"
-        amendment.move(JobState.CANCELLED, "CANCELLED", message)
-    elif job.state is not JobState.CANCELLING:
-        amendment.move(JobState.CANCELLING, "CANCEL_REQUESTED", f"asked to stop{because}")
-    return amendment.job
+def _check_reason(reason: str) -> None:
+    if len(reason) > LONGEST_REASON:
+        raise InvalidSpec([Violation("reason", f"must be at most {LONGEST_REASON} characters")])

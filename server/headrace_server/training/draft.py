@@ -22,6 +22,7 @@ class SpecDraft:
     recipe: dict[str, Any] = field(default_factory=dict)
     """Nested as `trainers/recipe.py`; unions carry their `kind`."""
     priority: int = 0
+    is_preemptible: bool = False
     max_restarts: int | None = None
     field_paths: Mapping[str, str] = field(default_factory=dict)
     """From a path in this draft ("recipe.length.count", "parameters", "model") to the contract's path of that field

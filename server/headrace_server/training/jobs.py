@@ -111,6 +111,10 @@ class JobStore:
         """
         return await self._tasks.finish(self._amend(job, change))
 
+    async def delete(self, job: str) -> None:
+        """Remove a job that is over, with both its histories.  Raises JobNotFound."""
+        await self._tasks.finish(self._delete(job))
+
     async def close(self) -> None:
         """Finish the transactions under way."""
         await self._tasks.close()
@@ -122,6 +126,12 @@ class JobStore:
         self._metrics.journal_appends.labels("events").inc()
         log.info("training.job_admitted", job=job.id, trainer=job.spec.trainer, model=job.spec.model)
         return job.model_copy(update={"latest_sequence": 1, "oldest_sequence": 1}), True
+
+    async def _delete(self, job: str) -> None:
+        async with self._journals.lock(job):
+            if not await self._database.transact(lambda connection: rows.remove(connection, job)):
+                raise JobNotFound(str(JobName(job)))
+        log.info("training.job_deleted", job=job)
 
     async def _amend(self, job: str, change: Callable[[Amendment], R]) -> R:
         async with self._journals.lock(job):

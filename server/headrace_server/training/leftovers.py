@@ -21,10 +21,16 @@ class Leftovers:
     async def sweep(self, job: Job) -> None:
         """Remove everything of a job that is over except its newest and best checkpoints and what is registered."""
         checkpoints = (job.latest_checkpoint, job.best_checkpoint)
-        kept = {_unit(checkpoint.uri) for checkpoint in checkpoints if checkpoint is not None}
+        await self._remove_except(job, {_unit(checkpoint.uri) for checkpoint in checkpoints if checkpoint is not None})
+
+    async def remove(self, job: Job) -> None:
+        """Remove everything of a job that is over except what is registered."""
+        await self._remove_except(job, set())
+
+    async def _remove_except(self, job: Job, kept: set[str]) -> None:
         if job.model_version:
             version = await self._models.resolve(ModelName.parse(job.model_version))
-            kept |= {_unit(artifact.key) for artifact in version.artifacts}
+            kept = kept | {_unit(artifact.key) for artifact in version.artifacts}
         for prefix in (checkpoint_prefix(job.id), f"exports/{job.id}/"):
             for unit in sorted({_unit(key) for key in await self._store.list(prefix)} - kept):
                 await self._store.delete_all(unit)

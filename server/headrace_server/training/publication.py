@@ -76,4 +76,5 @@ class Publisher:
 
 
 def _origin(job: Job) -> str:
-    return f"job:{job.id}"
+    # With its birth: the id of a job that was deleted may be given again, and must not find what the other became.
+    return f"job:{job.id}:{job.created_at.isoformat()}"

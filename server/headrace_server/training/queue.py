@@ -7,7 +7,7 @@ again after a restart.
 import heapq
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from headrace_server.errors import QueueFull
@@ -21,7 +21,8 @@ class _Place:
     """Jobs that have begun go before those that have not."""
     lowness: int
     created_at: datetime
-    job: str
+    id: str
+    job: Job = field(compare=False)
 
 
 class JobQueue:
@@ -53,18 +54,22 @@ class JobQueue:
 
     def put(self, job: Job) -> None:
         """Let a job wait.  Jobs that were admitted before are taken even when the limit is lower by now."""
-        place = _Place(job.state is JobState.QUEUED, -job.spec.priority, job.created_at, job.id)
+        place = _Place(job.state is JobState.QUEUED, -job.spec.priority, job.created_at, job.id, job)
         self._waiting[job.id] = place
         heapq.heappush(self._heap, place)
 
-    def take(self) -> str | None:
-        """The id of the job whose turn it is, which then waits no longer; None when nobody waits."""
+    def take(self) -> Job | None:
+        """The job whose turn it is, as it was when it came, which then waits no longer; None when nobody waits."""
         while self._heap:
             place = heapq.heappop(self._heap)
-            if self._waiting.get(place.job) is place:
-                del self._waiting[place.job]
+            if self._waiting.get(place.id) is place:
+                del self._waiting[place.id]
                 return place.job
         return None
+
+    def first(self, limit: int) -> list[Job]:
+        """The jobs whose turns come next, at most `limit`, in order."""
+        return [place.job for place in heapq.nsmallest(limit, self._waiting.values())]
 
     def remove(self, job: str) -> bool:
         """Forget a job that no longer waits; whether it was there."""

@@ -97,8 +97,7 @@ def _take_checkpoint(amendment: Amendment, report: WorkerReport, checkpoint: Che
 def _follow_phase(amendment: Amendment, phase: str) -> None:
     if phase == "training":
         _begin_running(amendment)
-    elif phase == "exporting":
-        _begin_running(amendment)  # a worker may resume from the last checkpoint, with nothing left to train
+    elif phase == "exporting" and not amendment.job.state.is_ending:
         begin_finalizing(amendment)
 
 
@@ -109,8 +108,8 @@ def _begin_running(amendment: Amendment) -> None:
 
 def begin_finalizing(amendment: Amendment) -> None:
     """Move a job that trains on to FINALIZING, if it is not there yet."""
-    _begin_running(amendment)
-    if amendment.job.state is JobState.RUNNING:
+    _begin_running(amendment)  # a worker may resume from the last checkpoint, with nothing left to train
+    if amendment.job.state in (JobState.RUNNING, JobState.PAUSING):
         amendment.move(JobState.FINALIZING, "EXPORT_STARTED")
 
 

@@ -10,9 +10,22 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Connection, Row, Select, String, and_, insert, or_, select, type_coerce, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    String,
+    and_,
+    delete,
+    insert,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 
-from headrace_server.database.tables import jobs, journals
+from headrace_server.database.tables import jobs, journal_entries, journals
 from headrace_server.errors import InvalidPageToken
 from headrace_server.names import DatasetName
 from headrace_server.training.attempt import Attempt
@@ -20,7 +33,7 @@ from headrace_server.training.filter import Condition, FilterField
 from headrace_server.training.job import Job
 from headrace_server.training.states import JobState
 
-_PROCESS_FIELDS = {"pid", "host", "trainer_pid", "manifest_key", "evaluated_step", "ended"}
+_PROCESS_FIELDS = {"pid", "host", "trainer_pid", "manifest_key", "evaluated_step", "is_preempted", "ended"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,13 @@ def store_new(connection: Connection, job: Job, request_digest: str) -> None:
 def store_changes(connection: Connection, stored: StoredJob) -> None:
     """Write everything about a job that can change."""
     connection.execute(update(jobs).where(jobs.c.id == stored.job.id).values(_changeable(stored)))
+
+
+def remove(connection: Connection, job: str) -> bool:
+    """Delete a job with both its histories; whether it was there."""
+    for table in (journal_entries, journals):
+        connection.execute(delete(table).where(table.c.job == job))
+    return connection.execute(delete(jobs).where(jobs.c.id == job)).rowcount > 0
 
 
 def read(row: Row[Any]) -> StoredJob:

@@ -22,4 +22,6 @@ class TrainingSpec(BaseModel):
     """`models/{model}`: what the result becomes a version of."""
     recipe: Recipe
     priority: int = Field(0, ge=-100, le=100)
+    is_preemptible: bool = False
+    """Whether a waiting job of higher priority may take its place; it then waits again, and goes on where it was."""
     max_restarts: int = Field(3, ge=0, le=100)

@@ -1,10 +1,14 @@
 """The states of a job and the only ways between them.
 
 QUEUED → PREPARING → RUNNING → FINALIZING → SUCCEEDED
-QUEUED → CANCELLED
+PREPARING, RUNNING, RECOVERING → PAUSING → PAUSED → QUEUED
+PREPARING, RUNNING, RECOVERING → PAUSING → QUEUED     when a job of higher priority takes its place
+PREPARING, RUNNING, FINALIZING → RECOVERING → PREPARING
 any live state → CANCELLING → CANCELLED
 any live state → FAILED
-PREPARING, RUNNING, FINALIZING → RECOVERING → PREPARING
+
+Without a worker there is nothing to wait for: QUEUED and RECOVERING may turn to PAUSED and CANCELLED at once, PAUSED to
+CANCELLED, and RECOVERING to QUEUED.  A job that comes to its end while it is asked to pause has succeeded.
 """
 
 from enum import StrEnum
@@ -18,6 +22,8 @@ class JobState(StrEnum):
     RUNNING = "RUNNING"
     FINALIZING = "FINALIZING"
     RECOVERING = "RECOVERING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
     CANCELLING = "CANCELLING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
@@ -31,19 +37,33 @@ class JobState(StrEnum):
     @property
     def has_worker(self) -> bool:
         """Whether a worker should be attached, or attaching."""
-        return self in (JobState.PREPARING, JobState.RUNNING, JobState.FINALIZING, JobState.CANCELLING)
+        return self in _WITH_WORKER
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its worker was told to end, because somebody asked for it."""
+        return self in (JobState.PAUSING, JobState.CANCELLING)
 
     def may_become(self, other: "JobState") -> bool:
         """Whether the step from this state to `other` is legal."""
         return other in _NEXT[self]
 
 
+_WITH_WORKER = frozenset(
+    {JobState.PREPARING, JobState.RUNNING, JobState.FINALIZING, JobState.PAUSING, JobState.CANCELLING}
+)
+_BEFORE_THE_END = frozenset({JobState.RECOVERING, JobState.PAUSING, JobState.CANCELLING, JobState.FAILED})
 _NEXT: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.PREPARING, JobState.CANCELLED, JobState.FAILED}),
-    JobState.PREPARING: frozenset({JobState.RUNNING, JobState.RECOVERING, JobState.CANCELLING, JobState.FAILED}),
-    JobState.RUNNING: frozenset({JobState.FINALIZING, JobState.RECOVERING, JobState.CANCELLING, JobState.FAILED}),
+    JobState.QUEUED: frozenset({JobState.PREPARING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
+    JobState.PREPARING: _BEFORE_THE_END | {JobState.RUNNING},
+    JobState.RUNNING: _BEFORE_THE_END | {JobState.FINALIZING},
     JobState.FINALIZING: frozenset({JobState.SUCCEEDED, JobState.RECOVERING, JobState.CANCELLING, JobState.FAILED}),
-    JobState.RECOVERING: frozenset({JobState.PREPARING, JobState.CANCELLING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RECOVERING: (_BEFORE_THE_END - {JobState.RECOVERING})
+    | {JobState.PREPARING, JobState.QUEUED, JobState.PAUSED, JobState.CANCELLED},
+    JobState.PAUSING: frozenset(
+        {JobState.PAUSED, JobState.QUEUED, JobState.FINALIZING, JobState.CANCELLING, JobState.FAILED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED, JobState.FAILED}),
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.FAILED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),

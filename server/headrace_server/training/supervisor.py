@@ -23,22 +23,23 @@ from headrace_server.training.amendment import Amendment
 from headrace_server.training.attempt import Attempt
 from headrace_server.training.conclusion import (
     Silence,
-    conclude_cancel,
     conclude_end,
     conclude_refusal,
     conclude_silence,
     conclude_success,
+    conclude_without_worker,
     is_final,
 )
 from headrace_server.training.job import Failure, Job
 from headrace_server.training.means import Means
+from headrace_server.training.preemption import Running
 from headrace_server.training.recording import record
 from headrace_server.training.rows import StoredJob
 from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerReport, WorkerSession
+from headrace_server.training.setbacks import Setbacks
 from headrace_server.training.states import JobState
 from headrace_server.training.watch import Order, Watch
 
-LONGEST_PAUSE_SECONDS = 30.0
 FAREWELL_SECONDS = 1.0
 
 log = structlog.get_logger()
@@ -47,17 +48,20 @@ log = structlog.get_logger()
 class Supervisor:
     """Looks after one job; it is its sessions' ReportSink."""
 
-    def __init__(self, job: str, means: Means) -> None:
+    def __init__(self, job: Job, means: Means) -> None:
         self.deciding = asyncio.Lock()
         """Held while the job's end is being decided: what is cancelled is not registered, and the other way round."""
-        self._job = job
+        self.is_giving_way = False
+        """Whether the job is about to leave its place to another, or to rest."""
+        self._as_taken = job  # as it was when it got its turn: good for what never changes
+        self._job = job.id
         self._means = means
         self._watch: Watch | None = None
         self._order = Order.NONE
         self._is_leaving = False
         self._is_closed = False
         self._is_clear = False
-        self._num_setbacks = 0
+        self._setbacks = Setbacks(means.settings.restart_backoff_seconds)
         self._fault = ""
         self._bell = asyncio.Event()
 
@@ -66,6 +70,11 @@ class Supervisor:
         """Whether it is certain that no process of any worker of this job is left."""
         return self._is_clear
 
+    def describe(self) -> Running:
+        """The job's claim on its place."""
+        job, spec = self._as_taken, self._as_taken.spec
+        return Running(job.id, spec.priority, spec.is_preemptible, self.is_giving_way, job.created_at)
+
     async def run(self) -> None:
         """Look after the job until it is over, or until the server leaves."""
         while True:
@@ -73,21 +82,19 @@ class Supervisor:
                 if await self._take_turn():
                     return
             except (Overloaded, SQLAlchemyError, OSError, CannotKill) as error:  # the world's: it may pass
-                self._num_setbacks += 1
+                self._setbacks.note()
                 log.warning("training.supervision_delayed", job=self._job, error=repr(error))
-                await self._pause(self._delay_seconds(self._num_setbacks), self._bell)
+                await self._pause(self._setbacks.delay_seconds(), self._bell)
             except Exception:  # our own fault: the job must not hang because of it
-                self._num_setbacks += 1
+                self._setbacks.note()
                 self._fault = uuid.uuid4().hex[:8]
                 log.exception("training.supervision_failed", job=self._job, error_id=self._fault)
-                await self._pause(self._delay_seconds(self._num_setbacks), self._bell)
+                await self._pause(self._setbacks.delay_seconds(), self._bell)
 
     async def clean_up(self) -> None:
-        """Remove what is left of a job that is over.  What cannot be removed now is removed at the next start."""
-        stored = await self._means.jobs.get(self._job)
-        if not stored.job.state.is_terminal:
-            return
+        """Remove what is left of the job, which is over.  What cannot be removed now is removed at the next start."""
         try:
+            stored = await self._means.jobs.get(self._job)
             if self._watch is not None:  # an agent that has just been told that all is well ends by itself
                 await self._watch.wait_until_gone(self._means.settings.lease_seconds)
                 self._watch.fence(self._watch.attempt.number + 1)
@@ -108,9 +115,9 @@ class Supervisor:
         await self._amend(lambda it: conclude_success(it, version.name))
         return True
 
-    def stop(self, *, kill: bool) -> None:
-        """Pass on that the job was cancelled."""
-        self._give_order(Order.KILL if kill else Order.GRACEFUL)
+    def stop(self, order: Order) -> None:
+        """Pass on that the job is to end, or to rest; with Order.NONE only look again at what it is now."""
+        self._give_order(order)
 
     def leave(self, *, suspend: bool) -> None:
         """The server leaves: let the worker checkpoint and end, or leave it alone."""
@@ -147,7 +154,7 @@ class Supervisor:
         acknowledged = await self._means.jobs.amend(self._job, welcome)
         if self._watch is not watch:  # it was given up in that moment
             raise WorkerFenced(hello.attempt, hello.attempt + 1)
-        self._num_setbacks = 0
+        self._setbacks.forget()
         session = WorkerSession(self, hello.attempt, acknowledged)
         watch.welcome(session)
         log.info("training.worker_attached", job=self._job, attempt=hello.attempt, acknowledged=acknowledged)
@@ -202,12 +209,15 @@ class Supervisor:
             return await self._look_after(job, attempt)
         if self._is_leaving:
             return True
-        if job.state is JobState.RECOVERING and not self._is_clear:
+        if not self._is_clear:
             # One that has said its last word is about to end by itself.
             patience = self._means.settings.lease_seconds if attempt.ended is not None else 0.0
             await self._means.workers.remove(self._job, attempt, patience)
             self._is_clear = True
-        if attempt.number > 0 and await self._pause(self._delay_seconds(max(job.restarts, self._num_setbacks)), bell):
+        if job.state is JobState.PAUSED or self.is_giving_way:
+            return True
+        seconds = self._setbacks.delay_seconds(job.restarts)
+        if job.state is JobState.RECOVERING and await self._pause(seconds, bell):
             return False  # something has changed
         await self._launch(job)
         return False
@@ -242,14 +252,14 @@ class Supervisor:
         except CannotLaunch as error:
             await self._conclude(watch, Silence(f"the worker could not be started: {error}"))
         except OSError as error:  # a full disk, for example: not the job's doing
-            self._num_setbacks += 1
+            self._setbacks.note()
             await self._conclude(watch, Silence(f"the worker could not be started: {error}", counts=False))
 
     async def _look_after(self, job: Job, attempt: Attempt) -> bool:
         """Wait for the end of the worker and act on it; returns whether the server leaves the worker alone."""
-        if job.state is JobState.CANCELLING:
-            if self._is_clear:  # it was cancelled between two workers
-                await self._amend(lambda it: conclude_cancel(it, num_killed=0))
+        if job.state.is_ending:
+            if self._is_clear:  # it was asked for between two workers
+                await self._amend(conclude_without_worker)
                 return False
             self._give_order(Order.GRACEFUL)
         watch = self._watch or self._adopt(attempt, is_fresh=False)
@@ -286,7 +296,8 @@ class Supervisor:
         if after.restarts > before.job.restarts:
             cause = "died" if isinstance(end, TrainerEnded) else "silent"
             self._means.metrics.worker_restarts.labels(cause).inc()
-        if after.state is JobState.RECOVERING:
+        if not after.state.is_terminal and not after.state.has_worker:
+            self.is_giving_way = self.is_giving_way or after.state is not JobState.RECOVERING
             if isinstance(end, TrainerEnded):  # its agent has only to hear that all is kept, and ends by itself
                 await watch.wait_until_gone(FAREWELL_SECONDS)
             watch.fence(watch.attempt.number + 1)
@@ -370,12 +381,6 @@ class Supervisor:
         now = datetime.now(UTC)
         for report in reports:
             self._means.metrics.progress_lag_seconds.observe(max(0.0, (now - report.time).total_seconds()))
-
-    def _delay_seconds(self, times: int) -> float:
-        """How long to wait after something went wrong this many times; 0 when it never did."""
-        if times == 0:
-            return 0.0
-        return min(LONGEST_PAUSE_SECONDS, self._means.settings.restart_backoff_seconds * 2.0 ** min(times - 1, 16))
 
     async def _pause(self, seconds: float, bell: asyncio.Event) -> bool:
         """Wait, unless the job is cancelled or the server leaves; returns whether that was so."""

@@ -58,6 +58,18 @@ def test_a_failed_training_ends_with_its_evidence_and_its_own_code(headrace: Hea
     assert "trainingJobs/j1 failed: its worker died 4 times" in result.stderr
 
 
+def test_jobs_are_paused_resumed_cancelled_and_deleted_by_name(headrace: Headrace, server: ScriptedServer) -> None:
+    server.training.has_ended = False
+
+    assert "trainingJobs/j1 is PAUSING." in headrace("jobs", "pause", "j1", "--reason", "night").stdout
+    assert server.training.pauses[0].reason == "night"
+    assert parsed(headrace("jobs", "resume", "j1", "--json"))["state"] == "STATE_QUEUED"
+    assert "trainingJobs/j1 is CANCELLING." in headrace("jobs", "cancel", "j1").stdout
+    assert "trainingJobs/j1 is deleted." in headrace("jobs", "delete", "j1").stdout
+    assert parsed(headrace("jobs", "delete", "j1", "--json")) == {"name": "trainingJobs/j1", "deleted": True}
+    assert server.training.deleted == ["trainingJobs/j1"] * 2
+
+
 def test_a_cancelled_training_ends_with_its_own_code(headrace: Headrace, server: ScriptedServer) -> None:
     server.training.entries = history(ending=State.STATE_CANCELLED)
 

@@ -159,7 +159,6 @@ def test_every_state_has_its_name_in_the_contract() -> None:
     [
         pb.TrainingEvent(sequence=1),
         pb.TrainingEvent(sequence=1, state_changed=pb.StateChanged(reason="X")),
-        pb.TrainingEvent(sequence=1, state_changed=pb.StateChanged(to=job_pb.TrainingJob.STATE_PAUSED)),
     ],
 )
 def test_what_has_no_meaning_here_is_refused(message: pb.TrainingEvent) -> None:

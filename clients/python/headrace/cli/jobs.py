@@ -1,6 +1,7 @@
-"""`headrace watch`, `jobs`, `cancel` and `logs`: trainings that were started, by anybody."""
+"""`headrace watch`, `jobs …`, `cancel` and `logs`: trainings that were started, by anybody."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated
 
@@ -18,13 +19,21 @@ from headrace.training.v1.training_event_pb2 import TrainingEvent
 from headrace.training.v1.training_job_pb2 import TrainingJob
 
 Job = Annotated[str, typer.Argument(help="The job's id or full name.", show_default=False)]
+Reason = Annotated[str, typer.Option(help="Why, for whoever reads the history.")]
 _STATE_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
+
+jobs = typer.Typer(name="jobs", help="List trainings; pause, resume, cancel or delete one.", rich_markup_mode="rich")
 
 
 def add_job_commands(app: typer.Typer) -> None:
     """Add the commands of this file to the program."""
-    for command in (watch, jobs, cancel, logs):
+    of_program: tuple[Callable[..., None], ...] = (watch, cancel, logs)
+    of_jobs: tuple[Callable[..., None], ...] = (pause, resume, cancel, delete)
+    for command in of_program:
         app.command()(command)
+    app.add_typer(jobs)
+    for command in of_jobs:
+        jobs.command()(command)
 
 
 def watch(job: Job, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
@@ -66,7 +75,9 @@ async def follow_to_the_end(run: TrainingRun, server: str, as_json: bool) -> Non
         console().print(f"[green]✓[/] {describe_end(run.job)}", soft_wrap=True)
 
 
-def jobs(
+@jobs.callback(invoke_without_command=True)
+def list_jobs(
+    context: typer.Context,
     state: Annotated[str, typer.Option(help="Only jobs in this state, for example RUNNING.")] = "",
     model: Annotated[str, typer.Option(help="Only jobs for this model.")] = "",
     filter_: Annotated[str, typer.Option("--filter", help="Conditions in the contract's form, joined by AND.")] = "",
@@ -74,7 +85,9 @@ def jobs(
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """List trainings, newest first."""
+    """List trainings, newest first; or do something with one."""
+    if context.invoked_subcommand is not None:
+        return
     conditions = [
         *([filter_] if filter_ else []),
         *([f"state = {state.upper()}"] if state else []),
@@ -95,19 +108,41 @@ def jobs(
 def cancel(
     job: Job,
     kill: Annotated[bool, typer.Option("--kill", help="End its processes at once, without a last checkpoint.")] = False,
-    reason: Annotated[str, typer.Option(help="Why, for whoever reads the history.")] = "",
+    reason: Reason = "",
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
     """Stop a training: after a last checkpoint, or at once with --kill."""
 
+    _ask(job, server, as_json, lambda run: run.cancel(kill=kill, reason=reason))
+
+
+def pause(
+    job: Job,
+    reason: Reason = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it rests.")] = False,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Let a training rest after a checkpoint, until it is resumed."""
+    _ask(job, server, as_json, lambda run: run.pause(reason=reason, wait=wait))
+
+
+def resume(job: Job, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Let a paused training go on, exactly where it was, when its turn comes."""
+    _ask(job, server, as_json, lambda run: run.resume())
+
+
+def delete(job: Job, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Remove a training that has ended, with its history and its checkpoints; the model version stays."""
+
     async def work(client: Client) -> None:
         run = await client.training_run(job)
-        cancelled = await run.cancel(kill=kill, reason=reason)
+        await run.delete()
         if as_json:
-            print_json(cancelled)
+            print_json({"name": run.name, "deleted": True})
         else:
-            console().print(f"{cancelled.name} is {state_name(cancelled.state)}.")
+            console().print(f"{run.name} is deleted.")
 
     perform(server, as_json, work)
 
@@ -129,6 +164,19 @@ def logs(
                     print_json(line)
                 else:
                     typer.echo(line.text)
+
+    perform(server, as_json, work)
+
+
+def _ask(job: str, server: str, as_json: bool, verb: Callable[[TrainingRun], Awaitable[TrainingJob]]) -> None:
+    """Ask something of a job, and print the state it is in then."""
+
+    async def work(client: Client) -> None:
+        after = await verb(await client.training_run(job))
+        if as_json:
+            print_json(after)
+        else:
+            console().print(f"{after.name} is {state_name(after.state)}.")
 
     perform(server, as_json, work)
 

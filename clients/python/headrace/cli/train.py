@@ -125,6 +125,10 @@ def _recipe(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or gpu.", rich_help_panel=_RECIPE)] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first.", rich_help_panel=_RECIPE)] = None,
+    preemptible: Annotated[
+        bool | None,
+        typer.Option("--preemptible", help="Give way to jobs of higher priority.", rich_help_panel=_RECIPE),
+    ] = None,
     job_id: Annotated[str, typer.Option(help="The last part of the job's name; chosen by the server if empty.")] = "",
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A word of yours; repeatable.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it ends.")] = False,
@@ -229,7 +233,7 @@ def _spec_keywords(flags: dict[str, Any]) -> dict[str, Any]:
         name: flags[name]
         for name in (
             "dataset", "model", "epochs", "steps", "batch_size", "micro_batches", "split_to_fit", "max_gradient_norm",
-            "deterministic", "seed", "priority",
+            "deterministic", "seed", "priority", "preemptible",
         )
         if name in flags
     }  # fmt: skip

@@ -92,12 +92,34 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         violations = []
         if request.mode not in _Mode.values():
             violations.append(Violation("mode", "must be MODE_GRACEFUL or MODE_KILL"))
-        if len(request.reason) > LONGEST_REASON:
-            violations.append(Violation("reason", f"has {len(request.reason)} characters, at most {LONGEST_REASON}"))
+        violations += _reason_violations(request.reason)
         if violations:
             raise InvalidSpec(violations)
         job = await self._desk.cancel(name, kill=request.mode == _Mode.MODE_KILL, reason=request.reason)
         return pb.CancelTrainingJobResponse(job=job_to_proto(job))
+
+    async def PauseTrainingJob(
+        self, request: pb.PauseTrainingJobRequest, context: Context
+    ) -> pb.PauseTrainingJobResponse:
+        """Ask a job to rest."""
+        name = JobName.parse(request.name)
+        if violations := _reason_violations(request.reason):
+            raise InvalidSpec(violations)
+        return pb.PauseTrainingJobResponse(job=job_to_proto(await self._desk.pause(name, reason=request.reason)))
+
+    async def ResumeTrainingJob(
+        self, request: pb.ResumeTrainingJobRequest, context: Context
+    ) -> pb.ResumeTrainingJobResponse:
+        """Let a paused job go on."""
+        job = await self._desk.resume(JobName.parse(request.name))
+        return pb.ResumeTrainingJobResponse(job=job_to_proto(job))
+
+    async def DeleteTrainingJob(
+        self, request: pb.DeleteTrainingJobRequest, context: Context
+    ) -> pb.DeleteTrainingJobResponse:
+        """Remove a job that is over."""
+        await self._desk.delete(JobName.parse(request.name))
+        return pb.DeleteTrainingJobResponse()
 
     async def ListTrainers(self, request: pb.ListTrainersRequest, context: Context) -> pb.ListTrainersResponse:
         """Return a page of what can be trained."""
@@ -131,6 +153,12 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         return pb.Heartbeat(
             time=time_to_proto(datetime.now(UTC)), latest_sequence=await self._desk.latest(name, stream)
         )
+
+
+def _reason_violations(reason: str) -> list[Violation]:
+    if len(reason) <= LONGEST_REASON:
+        return []
+    return [Violation("reason", f"has {len(reason)} characters, at most {LONGEST_REASON}")]
 
 
 def _cursor(after_sequence: int) -> int:

@@ -107,6 +107,7 @@ def draft_from_proto(spec: spec_pb.TrainingSpec) -> SpecDraft:
         model=spec.model,
         recipe=recipe,
         priority=spec.resources.priority,
+        is_preemptible=spec.resources.preemptible,
         max_restarts=spec.max_restarts if spec.HasField("max_restarts") else None,
         field_paths={
             "dataset": "spec.dataset",
@@ -161,6 +162,7 @@ def spec_to_proto(spec: TrainingSpec) -> spec_pb.TrainingSpec:
             device=_key_of(_DEVICES, recipe.device.value),
             priority=spec.priority,
             cpu_threads=recipe.cpu_threads,
+            preemptible=spec.is_preemptible,
         ),
         max_restarts=spec.max_restarts,
     )

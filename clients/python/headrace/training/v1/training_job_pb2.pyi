@@ -41,7 +41,7 @@ class TrainingJob(_message.Message):
         STATE_UNSPECIFIED: TrainingJob._State.ValueType  # 0
         """Never sent."""
         STATE_QUEUED: TrainingJob._State.ValueType  # 1
-        """Admitted and durable; waits for its turn."""
+        """Admitted and durable; waits for its turn, its first or another."""
         STATE_PREPARING: TrainingJob._State.ValueType  # 2
         """A worker starts: it fetches data and builds the network."""
         STATE_RUNNING: TrainingJob._State.ValueType  # 3
@@ -59,17 +59,22 @@ class TrainingJob(_message.Message):
         STATE_CANCELLED: TrainingJob._State.ValueType  # 9
         """Ended: on request."""
         STATE_PAUSING: TrainingJob._State.ValueType  # 10
-        """Reserved for pausing, which a later release brings: never sent yet."""
+        """Somebody asked the job to rest, or another takes its place; its worker saves a checkpoint and ends."""
         STATE_PAUSED: TrainingJob._State.ValueType  # 11
-        """Reserved for pausing, which a later release brings: never sent yet."""
+        """Rests until it is resumed; it has no processes."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a job is in its life.
 
             QUEUED → PREPARING → RUNNING → FINALIZING → SUCCEEDED
+            PREPARING, RUNNING, RECOVERING → PAUSING → PAUSED → QUEUED
+            PREPARING, RUNNING, RECOVERING → PAUSING → QUEUED (preempted by a job of higher priority)
+            PREPARING, RUNNING, FINALIZING → RECOVERING → PREPARING
             any live state → CANCELLING → CANCELLED
             any live state → FAILED
-            PREPARING, RUNNING, FINALIZING → RECOVERING → PREPARING
+
+        Where there is no worker to wait for, QUEUED and RECOVERING turn to PAUSED or CANCELLED at once, and PAUSED to
+        CANCELLED.  A job that comes to its end while it is PAUSING turns to FINALIZING and succeeds.
 
         SUCCEEDED, FAILED and CANCELLED are terminal and never change.
         """
@@ -77,7 +82,7 @@ class TrainingJob(_message.Message):
     STATE_UNSPECIFIED: TrainingJob.State.ValueType  # 0
     """Never sent."""
     STATE_QUEUED: TrainingJob.State.ValueType  # 1
-    """Admitted and durable; waits for its turn."""
+    """Admitted and durable; waits for its turn, its first or another."""
     STATE_PREPARING: TrainingJob.State.ValueType  # 2
     """A worker starts: it fetches data and builds the network."""
     STATE_RUNNING: TrainingJob.State.ValueType  # 3
@@ -95,9 +100,9 @@ class TrainingJob(_message.Message):
     STATE_CANCELLED: TrainingJob.State.ValueType  # 9
     """Ended: on request."""
     STATE_PAUSING: TrainingJob.State.ValueType  # 10
-    """Reserved for pausing, which a later release brings: never sent yet."""
+    """Somebody asked the job to rest, or another takes its place; its worker saves a checkpoint and ends."""
     STATE_PAUSED: TrainingJob.State.ValueType  # 11
-    """Reserved for pausing, which a later release brings: never sent yet."""
+    """Rests until it is resumed; it has no processes."""
 
     @_typing.final
     class LabelsEntry(_message.Message):

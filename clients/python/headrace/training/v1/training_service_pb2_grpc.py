@@ -65,6 +65,21 @@ class TrainingServiceStub:
                 request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingJobRequest.SerializeToString,
                 response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.PauseTrainingJob = channel.unary_unary(
+                '/headrace.training.v1.TrainingService/PauseTrainingJob',
+                request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.PauseTrainingJobRequest.SerializeToString,
+                response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.PauseTrainingJobResponse.FromString,
+                _registered_method=True)
+        self.ResumeTrainingJob = channel.unary_unary(
+                '/headrace.training.v1.TrainingService/ResumeTrainingJob',
+                request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ResumeTrainingJobRequest.SerializeToString,
+                response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ResumeTrainingJobResponse.FromString,
+                _registered_method=True)
+        self.DeleteTrainingJob = channel.unary_unary(
+                '/headrace.training.v1.TrainingService/DeleteTrainingJob',
+                request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobRequest.SerializeToString,
+                response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobResponse.FromString,
+                _registered_method=True)
         self.ListTrainers = channel.unary_unary(
                 '/headrace.training.v1.TrainingService/ListTrainers',
                 request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ListTrainersRequest.SerializeToString,
@@ -128,6 +143,31 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseTrainingJob(self, request, context):
+        """Asks a job to rest and returns it in its new state: PAUSING until its worker has saved a checkpoint and is gone, or
+        PAUSED when it had none.  A paused job holds no device and no memory.  Calling again is harmless.  A job that is
+        about to end, or over, is FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeTrainingJob(self, request, context):
+        """Lets a paused job wait for its turn again and returns it in state QUEUED.  It goes on exactly where it was.  Calling
+        again is harmless while it waits.  A job that is not paused is FAILED_PRECONDITION, also while it is PAUSING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTrainingJob(self, request, context):
+        """Removes a job that is over, with its history, its log and its checkpoints.  The model version that it became stays.
+        A job that is not over is FAILED_PRECONDITION: cancel it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTrainers(self, request, context):
         """Lists what can be trained, with the JSON Schema of each trainer's parameters.
         """
@@ -167,6 +207,21 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.CancelTrainingJob,
                     request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingJobRequest.FromString,
                     response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingJobResponse.SerializeToString,
+            ),
+            'PauseTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseTrainingJob,
+                    request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.PauseTrainingJobRequest.FromString,
+                    response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.PauseTrainingJobResponse.SerializeToString,
+            ),
+            'ResumeTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeTrainingJob,
+                    request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ResumeTrainingJobRequest.FromString,
+                    response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ResumeTrainingJobResponse.SerializeToString,
+            ),
+            'DeleteTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTrainingJob,
+                    request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobRequest.FromString,
+                    response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobResponse.SerializeToString,
             ),
             'ListTrainers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTrainers,
@@ -337,6 +392,87 @@ class TrainingService:
             '/headrace.training.v1.TrainingService/CancelTrainingJob',
             headrace_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingJobRequest.SerializeToString,
             headrace_dot_training_dot_v1_dot_training__service__pb2.CancelTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.training.v1.TrainingService/PauseTrainingJob',
+            headrace_dot_training_dot_v1_dot_training__service__pb2.PauseTrainingJobRequest.SerializeToString,
+            headrace_dot_training_dot_v1_dot_training__service__pb2.PauseTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.training.v1.TrainingService/ResumeTrainingJob',
+            headrace_dot_training_dot_v1_dot_training__service__pb2.ResumeTrainingJobRequest.SerializeToString,
+            headrace_dot_training_dot_v1_dot_training__service__pb2.ResumeTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.training.v1.TrainingService/DeleteTrainingJob',
+            headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobRequest.SerializeToString,
+            headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

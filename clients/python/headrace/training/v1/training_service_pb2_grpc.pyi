@@ -59,6 +59,19 @@ class TrainingServiceStub:
     """Asks a live job to stop and returns it in its new state: CANCELLING, or CANCELLED when it had not begun.  Calling
     again is harmless, and KILL may follow GRACEFUL.  A finished job is FAILED_PRECONDITION.
     """
+    PauseTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PauseTrainingJobRequest, _training_service_pb2.PauseTrainingJobResponse]
+    """Asks a job to rest and returns it in its new state: PAUSING until its worker has saved a checkpoint and is gone, or
+    PAUSED when it had none.  A paused job holds no device and no memory.  Calling again is harmless.  A job that is
+    about to end, or over, is FAILED_PRECONDITION.
+    """
+    ResumeTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ResumeTrainingJobRequest, _training_service_pb2.ResumeTrainingJobResponse]
+    """Lets a paused job wait for its turn again and returns it in state QUEUED.  It goes on exactly where it was.  Calling
+    again is harmless while it waits.  A job that is not paused is FAILED_PRECONDITION, also while it is PAUSING.
+    """
+    DeleteTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteTrainingJobRequest, _training_service_pb2.DeleteTrainingJobResponse]
+    """Removes a job that is over, with its history, its log and its checkpoints.  The model version that it became stays.
+    A job that is not over is FAILED_PRECONDITION: cancel it first.
+    """
     ListTrainers: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]
     """Lists what can be trained, with the JSON Schema of each trainer's parameters."""
 
@@ -92,6 +105,19 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelTrainingJobRequest, _training_service_pb2.CancelTrainingJobResponse]  # type: ignore[assignment]
     """Asks a live job to stop and returns it in its new state: CANCELLING, or CANCELLED when it had not begun.  Calling
     again is harmless, and KILL may follow GRACEFUL.  A finished job is FAILED_PRECONDITION.
+    """
+    PauseTrainingJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PauseTrainingJobRequest, _training_service_pb2.PauseTrainingJobResponse]  # type: ignore[assignment]
+    """Asks a job to rest and returns it in its new state: PAUSING until its worker has saved a checkpoint and is gone, or
+    PAUSED when it had none.  A paused job holds no device and no memory.  Calling again is harmless.  A job that is
+    about to end, or over, is FAILED_PRECONDITION.
+    """
+    ResumeTrainingJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ResumeTrainingJobRequest, _training_service_pb2.ResumeTrainingJobResponse]  # type: ignore[assignment]
+    """Lets a paused job wait for its turn again and returns it in state QUEUED.  It goes on exactly where it was.  Calling
+    again is harmless while it waits.  A job that is not paused is FAILED_PRECONDITION, also while it is PAUSING.
+    """
+    DeleteTrainingJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteTrainingJobRequest, _training_service_pb2.DeleteTrainingJobResponse]  # type: ignore[assignment]
+    """Removes a job that is over, with its history, its log and its checkpoints.  The model version that it became stays.
+    A job that is not over is FAILED_PRECONDITION: cancel it first.
     """
     ListTrainers: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]  # type: ignore[assignment]
     """Lists what can be trained, with the JSON Schema of each trainer's parameters."""
@@ -159,6 +185,37 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_service_pb2.CancelTrainingJobResponse, _abc.Awaitable[_training_service_pb2.CancelTrainingJobResponse]]:
         """Asks a live job to stop and returns it in its new state: CANCELLING, or CANCELLED when it had not begun.  Calling
         again is harmless, and KILL may follow GRACEFUL.  A finished job is FAILED_PRECONDITION.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseTrainingJob(
+        self,
+        request: _training_service_pb2.PauseTrainingJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.PauseTrainingJobResponse, _abc.Awaitable[_training_service_pb2.PauseTrainingJobResponse]]:
+        """Asks a job to rest and returns it in its new state: PAUSING until its worker has saved a checkpoint and is gone, or
+        PAUSED when it had none.  A paused job holds no device and no memory.  Calling again is harmless.  A job that is
+        about to end, or over, is FAILED_PRECONDITION.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeTrainingJob(
+        self,
+        request: _training_service_pb2.ResumeTrainingJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ResumeTrainingJobResponse, _abc.Awaitable[_training_service_pb2.ResumeTrainingJobResponse]]:
+        """Lets a paused job wait for its turn again and returns it in state QUEUED.  It goes on exactly where it was.  Calling
+        again is harmless while it waits.  A job that is not paused is FAILED_PRECONDITION, also while it is PAUSING.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteTrainingJob(
+        self,
+        request: _training_service_pb2.DeleteTrainingJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.DeleteTrainingJobResponse, _abc.Awaitable[_training_service_pb2.DeleteTrainingJobResponse]]:
+        """Removes a job that is over, with its history, its log and its checkpoints.  The model version that it became stays.
+        A job that is not over is FAILED_PRECONDITION: cancel it first.
         """
 
     @_abc_1.abstractmethod

@@ -953,22 +953,28 @@ class Resources(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CPU_THREADS_FIELD_NUMBER: _builtins.int
+    PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     device: Global___Resources.Device.ValueType
     """The kind of device."""
     priority: _builtins.int
     """Higher goes first among waiting jobs, -100 to 100."""
     cpu_threads: _builtins.int
     """CPU threads of the trainer, 1 to 1,024; as many as the machine has cores when absent."""
+    preemptible: _builtins.bool
+    """Whether a waiting job of higher priority may take the place of this one.  It then saves a checkpoint, waits again,
+    and goes on exactly where it was.
+    """
     def __init__(
         self,
         *,
         device: Global___Resources.Device.ValueType = ...,
         priority: _builtins.int = ...,
         cpu_threads: _builtins.int | None = ...,
+        preemptible: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads", "cpu_threads", b"cpu_threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads", "cpu_threads", b"cpu_threads", "device", b"device", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads", "cpu_threads", b"cpu_threads", "device", b"device", "preemptible", b"preemptible", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_threads: _TypeAlias = _typing.Literal["cpu_threads"]  # noqa: Y015
     _WhichOneofArgType__cpu_threads: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads"]  # noqa: Y015
