@@ -15,4 +15,6 @@ void bind_cuda_gather(pybind11::module_& module);
 // Only where gRPC for C++ was found.
 void bind_door(pybind11::module_& module);
 
+void bind_plane_testing(pybind11::module_& module);
+
 }  // namespace headrace::bindings

@@ -8,12 +8,11 @@
 #include <utility>
 #include <vector>
 
+#include "batching/call.h"
+
 namespace headrace::plane {
 
-struct Piece {
-  const std::byte* data = nullptr;
-  std::size_t size = 0;
-};
+using batching::Piece;
 
 // One message.  The pieces stay as they are while any copy of `owner` lives.
 struct Bytes {
@@ -46,6 +45,9 @@ class Block {
   std::byte* data() { return data_; }
   const std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
+
+  // Gives up the end of it.
+  void shrink(std::size_t size) { size_ = size < size_ ? size : size_; }
 
   std::byte* release() {
     size_ = 0;

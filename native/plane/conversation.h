@@ -40,7 +40,8 @@ class Stream {
   virtual void read() noexcept = 0;
   // Write one message: `has_written` follows.  At most one at a time.
   virtual void write(Block message) noexcept = 0;
-  // End the stream.  Once, after the last write was told of; the conversation does not touch the stream again.
+  // End the stream.  Once, after the last write was told of, perhaps while a read is under way, of which nothing need be
+  // told any more; the conversation does not touch the stream again.
   virtual void finish(const Status& status) noexcept = 0;
   // Send `request` to the complete server as a unary call of `method` (kPredict, kModelInfer) with the stream's metadata.
   // `deadline` is on std::chrono::steady_clock.  `passage` is kept until it has been told.

@@ -5,6 +5,7 @@
 # written.  `kernels/`, `devices.py` and `rpc/door.py` are its faces; nothing else calls it.
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,3 +86,57 @@ class Door:
     def port(self) -> int: ...
     @property
     def calls_in_flight(self) -> int: ...
+
+# The data plane's readers and writers, for its tests.  A message is given in pieces, cut anywhere; None: not read here.
+class plane_testing:  # noqa: N801 - a module
+    @staticmethod
+    def read_predict(message: Sequence[bytes]) -> dict[str, Any] | None: ...
+    @staticmethod
+    def read_infer(message: Sequence[bytes]) -> dict[str, Any] | None: ...
+    @staticmethod
+    def read_stream_request(message: Sequence[bytes]) -> tuple[str, bytes, float | None] | None: ...
+    @staticmethod
+    def read_model_question(message: Sequence[bytes]) -> tuple[str, str] | None: ...
+
+    # `form` 0 to 3: PredictResponse, PredictStreamResponse, ModelInferResponse, ModelStreamInferResponse.
+    # `arrays`: name, type, shape, bytes.  `slices`: rows of each; none for a model that takes no rows.
+    # `times`: queue, assemble, compute and respond in seconds, rows, calls.
+    @staticmethod
+    def write_answer(
+        form: int,
+        request_id: str,
+        arrays: Sequence[tuple[str, str, Sequence[int], bytes]],
+        slices: Sequence[int],
+        is_raw: bool,
+        times: tuple[float, float, float, float, int, int],
+        predict_provenance: bytes,
+        infer_provenance: bytes,
+    ) -> bytes: ...
+    @staticmethod
+    def predict_answer(request_id: str, response: Sequence[bytes], /) -> bytes: ...
+    @staticmethod
+    def predict_refusal(request_id: str, code: int, message: str, details: bytes, /) -> bytes: ...
+    @staticmethod
+    def infer_answer(response: Sequence[bytes], /) -> bytes: ...
+    @staticmethod
+    def infer_refusal(request_id: str, code: int, message: str, details: bytes, /) -> bytes: ...
+
+    # Code, message, and a serialised google.rpc.Status.
+    @staticmethod
+    def refusal_status(
+        is_expired: bool,
+        why: str,
+        queue_seconds: float,
+        waiting_rows: int,
+        limit: int,
+        retry_after_seconds: float,
+        version: str,
+    ) -> tuple[int, str, bytes]: ...
+    @staticmethod
+    def timed_out(timeout_seconds: float, /) -> tuple[int, str, bytes]: ...
+    @staticmethod
+    def draining() -> tuple[int, str, bytes]: ...
+    @staticmethod
+    def invalid_spec(field: str, description: str, /) -> tuple[int, str, bytes]: ...
+    @staticmethod
+    def quote(text: str, /) -> str: ...

@@ -1,0 +1,110 @@
+#include "plane/wire/contents.h"
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+
+#include "plane/wire/tensors.h"
+
+namespace headrace::plane::wire {
+namespace {
+
+constexpr std::uint32_t kLastField = 8;
+
+// `Wide` is the type on the wire, which cuts what is longer, as protobuf does.
+template <class Wide, class Narrow>
+bool put(std::uint64_t value, std::byte* to) {
+  const auto wide = static_cast<Wide>(value);
+  if (wide < static_cast<Wide>(std::numeric_limits<Narrow>::min()) ||
+      wide > static_cast<Wide>(std::numeric_limits<Narrow>::max())) {
+    return false;
+  }
+  const auto narrow = static_cast<Narrow>(wide);
+  std::memcpy(to, &narrow, sizeof narrow);
+  return true;
+}
+
+bool put_bool(std::uint64_t value, std::byte* to) {
+  *to = value != 0 ? std::byte{1} : std::byte{0};
+  return true;
+}
+
+using Put = bool (*)(std::uint64_t, std::byte*);
+
+// Nothing for elements that do not travel as varints.
+Put put_of(Element element) {
+  switch (element) {
+    case Element::kBool: return &put_bool;
+    case Element::kInt8: return &put<std::int32_t, std::int8_t>;
+    case Element::kInt16: return &put<std::int32_t, std::int16_t>;
+    case Element::kInt32: return &put<std::int32_t, std::int32_t>;
+    case Element::kInt64: return &put<std::int64_t, std::int64_t>;
+    case Element::kUint8: return &put<std::uint32_t, std::uint8_t>;
+    case Element::kUint16: return &put<std::uint32_t, std::uint16_t>;
+    case Element::kUint32: return &put<std::uint32_t, std::uint32_t>;
+    case Element::kUint64: return &put<std::uint64_t, std::uint64_t>;
+    default: return nullptr;
+  }
+}
+
+// Reads the one field that may be there; fails when it is there in several runs, or not packed.
+bool find_run(Reader contents, std::uint32_t field, Reader& run) {
+  bool has_run = false;
+  while (!contents.is_at_end()) {
+    Tag tag;
+    Reader content;
+    if (!contents.read_tag(tag)) return false;
+    if (tag.field > kLastField) {
+      if (!contents.skip(tag.type)) return false;
+      continue;
+    }
+    if (tag.field != field || tag.type != WireType::kLength || has_run || !contents.read_length(run)) return false;
+    has_run = true;
+  }
+  return has_run;
+}
+
+bool decode(Reader run, std::size_t count, Put put_element, Tensor& tensor) {
+  if (run.left() < count) return false;  // each takes at least one byte: so nothing large is made for a small message
+  const std::size_t size = size_of(tensor.element);
+  tensor.size_bytes = count * size;
+  tensor.decoded.reset(new std::byte[tensor.size_bytes]);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint64_t value = 0;
+    if (!run.read_varint(value) || !put_element(value, tensor.decoded.get() + i * size)) return false;
+  }
+  if (!run.is_at_end()) return false;
+  tensor.pieces.push_back({tensor.decoded.get(), tensor.size_bytes});
+  return true;
+}
+
+}  // namespace
+
+std::uint32_t contents_field(Element element) {
+  switch (element) {
+    case Element::kBool: return 1;
+    case Element::kInt8:
+    case Element::kInt16:
+    case Element::kInt32: return 2;
+    case Element::kInt64: return 3;
+    case Element::kUint8:
+    case Element::kUint16:
+    case Element::kUint32: return 4;
+    case Element::kUint64: return 5;
+    case Element::kFp32: return 6;
+    case Element::kFp64: return 7;
+    default: return 0;
+  }
+}
+
+bool take_contents(Reader contents, Tensor& tensor) {
+  const std::uint32_t field = contents_field(tensor.element);
+  const std::optional<std::size_t> count = count_elements(tensor.shape, tensor.element);
+  Reader run;
+  if (field == 0 || !count || !find_run(contents, field, run)) return false;
+  if (const Put put_element = put_of(tensor.element)) return decode(run, *count, put_element, tensor);
+  return take_bytes(run, tensor);
+}
+
+}  // namespace headrace::plane::wire
