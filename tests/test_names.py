@@ -5,15 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_server.errors import InvalidName
-from headrace_server.names import DatasetName, JobName, ModelName, is_id, new_job_id
+from headrace_server.names import DatasetName, JobName, ModelName, SnapshotName, is_id, new_job_id, parse_predictable
 
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 Name = JobName | DatasetName | ModelName
+JOBS = IDS.map(lambda job: f"trainingJobs/{job}")
 NAMES: st.SearchStrategy[Name] = st.one_of(
     st.builds(JobName, IDS),
     st.builds(DatasetName, IDS, st.none() | st.from_regex(r"[0-9a-f]{16}", fullmatch=True)),
     st.builds(ModelName, IDS, st.none() | st.integers(1, 999_999_999)),
     st.builds(ModelName, IDS, st.none(), IDS),
+)
+SNAPSHOTS: st.SearchStrategy[SnapshotName] = st.one_of(
+    st.builds(SnapshotName, JOBS, st.integers(0, 10**12 - 1)),
+    st.builds(SnapshotName, JOBS, st.none(), st.sampled_from(["latest", "best"])),
 )
 
 
@@ -79,3 +84,25 @@ def test_new_job_ids_are_ids_and_differ() -> None:
 
     assert len(ids) == 1000
     assert all(map(is_id, ids))
+
+
+@given(SNAPSHOTS)
+def test_a_checkpoint_of_a_job_is_read_as_it_was_written_and_is_no_model(name: SnapshotName) -> None:
+    assert parse_predictable(str(name)) == name
+    assert name.job == JobName.parse(str(name).partition("@")[0])
+    with pytest.raises(InvalidName):
+        ModelName.parse(str(name))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["trainingJobs/j", "trainingJobs/j@", "trainingJobs/j@newest", "trainingJobs/j@step:", "trainingJobs/j@step:-1",
+     "trainingJobs/j@step:01", "trainingJobs/j@step:1000000000000", "trainingJobs/J@best", "trainingJobs/@latest"],
+)  # fmt: skip
+def test_near_misses_of_checkpoints_are_refused_with_the_forms_there_are(text: str) -> None:
+    with pytest.raises(InvalidName, match=re.escape("trainingJobs/{job}@step:{step}")):
+        parse_predictable(text, "model")
+
+
+def test_whatever_else_answers_predictions_is_a_model() -> None:
+    assert parse_predictable("models/m@a") == ModelName("m", alias="a")

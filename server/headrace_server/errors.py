@@ -3,12 +3,13 @@
     HeadraceError
     ├─ Invalid        the request can never succeed      InvalidSpec, InvalidTensor, InvalidName, InvalidDataset,
     │                                                    InvalidModel, InvalidPageToken, TooLarge
-    ├─ NotFound                                          JobNotFound, DatasetNotFound, ModelNotFound
+    ├─ NotFound                                          JobNotFound, DatasetNotFound, ModelNotFound,
+    │                                                    CheckpointNotFound
     ├─ Conflict       it clashes with what exists        RequestIdReused, NameTaken
     ├─ WrongState     not now, given the state           IllegalTransition, ModelNotLoaded, InUse, Unsupported
     ├─ OutOfRange     the cursor points outside history  CursorExpired, CursorAhead
     ├─ Overloaded     try again later                    QueueFull, NoPermit, DeviceOutOfMemory, StorageFull
-    ├─ Unavailable    try again elsewhere or soon        ModelLoading, Draining
+    ├─ Unavailable    try again elsewhere or soon        ModelLoading, NoCheckpointYet, Draining
     ├─ Expired        the time for it is over            ExpiredInQueue, TimedOut
     ├─ Fenced         a newer worker has the job         WorkerFenced
     ├─ Broken         the model failed on good input     ModelFailed
@@ -160,6 +161,18 @@ class ModelNotFound(NotFound):
 
     reason = "MODEL_NOT_FOUND"
     kind = "model"
+
+
+class CheckpointNotFound(NotFound):
+    """A job keeps no such checkpoint; `kept_steps` are those that it keeps, the newest first."""
+
+    reason = "CHECKPOINT_NOT_FOUND"
+    kind = "checkpoint"
+
+    def __init__(self, name: str, kept_steps: Sequence[int]) -> None:
+        kept = ", ".join(map(str, kept_steps[:20]))
+        super().__init__(name, f"the steps that are kept are {kept}" if kept else "the job keeps no checkpoint")
+        self.metadata = {**self.metadata, "kept_steps": kept}
 
 
 # It clashes with what exists.
@@ -345,6 +358,15 @@ class ModelLoading(Unavailable):
 
     def __init__(self, model: str, retry_after: timedelta = timedelta(seconds=1)) -> None:
         super().__init__(f"{model} is being loaded", retry_after, model=model)
+
+
+class NoCheckpointYet(Unavailable):
+    """A job that goes on has written no such checkpoint yet."""
+
+    reason = "NO_CHECKPOINT_YET"
+
+    def __init__(self, name: str, state: str, retry_after: timedelta = timedelta(seconds=2)) -> None:
+        super().__init__(f"there is no {name} yet; the job is {state}", retry_after, name=name, state=state)
 
 
 class Draining(Unavailable):

@@ -41,6 +41,7 @@ from headrace_server.telemetry.endpoint import MetricsEndpoint
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
 from headrace_server.training.desk import TrainingDesk
+from headrace_server.training.live_jobs import LiveJobs
 
 QUIET_SECONDS = 0.1
 """Nobody called for so long: callers have noticed that the server is leaving."""
@@ -148,8 +149,10 @@ class House:
         await catalog.sweep()
         await registry.sweep()
         self._registry = registry
-        self._engine = Engine(registry, store, settings.inference, self.metrics, folder.scratch)
+        jobs = LiveJobs(database, store, catalog)
+        self._engine = Engine(registry, store, settings.inference, self.metrics, folder.scratch, jobs=jobs)
         rooms.push_async_callback(self._engine.close)
+        await self._engine.sweep()
         self._engine.watch(self._health.tell)
         launcher = ProcessLauncher()
         rooms.push_async_callback(launcher.close)

@@ -1,6 +1,7 @@
 """Resource names (AIP-122): how they are written, read and refused.
 
-trainingJobs/{job}
+trainingJobs/{job}            trainingJobs/{job}@latest                     trainingJobs/{job}@best
+                              trainingJobs/{job}@step:{0, 1, 2, …}
 datasets/{dataset}            datasets/{dataset}/versions/{16 hexadecimal digits}
 models/{model}                models/{model}/versions/{1, 2, 3, …}          models/{model}@{alias}
 """
@@ -17,6 +18,7 @@ _ID = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _IS_ID = re.compile(_ID)
 _JOB = re.compile(rf"trainingJobs/({_ID})")
 _DATASET = re.compile(rf"datasets/({_ID})(?:/versions/([0-9a-f]{{16}}))?")
+_SNAPSHOT = re.compile(rf"(trainingJobs/{_ID})@(?:(latest|best)|step:(0|[1-9][0-9]{{0,11}}))")
 _MODEL = re.compile(rf"models/({_ID})(?:/versions/([1-9][0-9]{{0,8}})|@({_ID}))?")
 
 
@@ -87,3 +89,33 @@ class ModelName:
         if self.version is not None:
             return f"models/{self.model}/versions/{self.version}"
         return f"models/{self.model}@{self.alias}" if self.alias else f"models/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotName(ModelName):
+    """The network of a job as one of its checkpoints has it: the newest, the best, or that of one step.
+
+    A job is to its checkpoints what a model is to its versions: `model` is `trainingJobs/{job}`, which no model is
+    called, `version` the step, and `alias` "latest" or "best".
+    """
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> "SnapshotName":
+        """Read a name.  Raises InvalidName, which blames `field`."""
+        if not (match := _SNAPSHOT.fullmatch(text)):
+            expected = "trainingJobs/{job}@latest, trainingJobs/{job}@best or trainingJobs/{job}@step:{step}"
+            raise InvalidName(text, expected, field)
+        return cls(match[1], int(match[3]) if match[3] else None, match[2])
+
+    @property
+    def job(self) -> JobName:
+        """Whose checkpoint it is."""
+        return JobName(self.model.partition("/")[2])
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.alias}" if self.alias else f"{self.model}@step:{self.version}"
+
+
+def parse_predictable(text: str, field: str = "name") -> ModelName:
+    """Read the name of what can answer predictions: a model's or a checkpoint's.  Raises InvalidName."""
+    return (SnapshotName if text.startswith("trainingJobs/") else ModelName).parse(text, field)

@@ -10,17 +10,16 @@ from headrace.error.v1.error_reason_pb2 import ErrorReason
 from headrace.errors import HeadraceError
 
 PUBLIC = """
-AdamW Augmentation BlockingClient BlockingRun CheckpointSaved Client Conflict ConstantSchedule CosineSchedule
-CursorAhead CursorExpired Dataset DatasetNotFound DatasetVersion DeadlineExceeded Denied DeviceOutOfMemory
-DigestMismatch EarlyStopping Evaluation EvaluationCompleted Event ExpiredInQueue HeadraceError Health
-IllegalTransition ImageClassificationTrainer InUse Interruption Invalid InvalidDataset InvalidModel InvalidName
+AdamW Augmentation BlockingClient BlockingRun CheckpointNotFound CheckpointSaved Client Conflict ConstantSchedule
+CosineSchedule CursorAhead CursorExpired Dataset DatasetNotFound DatasetVersion DeadlineExceeded Denied
+DeviceOutOfMemory DigestMismatch EarlyStopping Evaluation EvaluationCompleted Event ExpiredInQueue HeadraceError
+Health IllegalTransition ImageClassificationTrainer InUse Interruption Invalid InvalidDataset InvalidModel InvalidName
 InvalidPageToken InvalidSpec InvalidTensor JobNotFound LinearSchedule LogLine Model ModelFailed ModelLoading
-ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken NoPermit NotFound Numerics
-OutOfRange Overloaded PhaseChanged PluginTrainer Prediction Provenance QueueFull RequestIdReused Retry ServerDraining
-ServerFault Sgd StateChanged StepCompleted StepDecaySchedule StorageFull
-StreamedPrediction TabularTrainer TimedOut Timing TooLarge TrainingCancelled TrainingEnded
-TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported Violation WarningRaised WrongState plugin
-training_spec
+ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken NoCheckpointYet NoPermit NotFound
+Numerics OutOfRange Overloaded PhaseChanged PluginTrainer Prediction Provenance QueueFull RequestIdReused Retry
+ServerDraining ServerFault Sgd Staleness StateChanged StepCompleted StepDecaySchedule StorageFull StreamedPrediction
+TabularTrainer TimedOut Timing TooLarge TrainingCancelled TrainingEnded TrainingFailed TrainingJob TrainingRun
+TrainingSpec Unavailable Unsupported Violation WarningRaised WrongState plugin training_spec
 """
 NOT_OF_CALLS = {"UNSPECIFIED", "INTERNAL", "WORKER_FENCED", "TRAINER_FAILED", "WORKER_LOST"}
 

@@ -46,3 +46,12 @@ class Refusal:
             await context.abort(self.code, self.message, extra)
         ending = rpc_status.to_status(status)
         await context.abort(ending.code, ending.details, (*extra, *ending.trailing_metadata))
+
+
+def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """The reason of a call that was refused, with its metadata; empty where it has none."""
+    info = error_details_pb2.ErrorInfo()
+    trailing = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b""))
+    any(detail.Unpack(info) for detail in status.details)
+    return info

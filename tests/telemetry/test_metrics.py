@@ -21,7 +21,7 @@ def test_every_metric_has_a_unit_or_is_a_count_and_says_what_it_means() -> None:
         assert re.fullmatch(r"[a-z][a-z_]*[a-z]", description.name)
         assert description.documentation.endswith(".")
         if description.type == "histogram":
-            assert description.name.endswith(("_seconds", "_rows"))
+            assert description.name.endswith(("_seconds", "_rows", "_steps"))
 
 
 def test_labels_never_hold_what_callers_make_up() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.client import Client as Client
     from headrace.datasets.v1.dataset_pb2 import Dataset as Dataset, DatasetVersion as DatasetVersion
     from headrace.errors import (
+        CheckpointNotFound as CheckpointNotFound,
         Conflict as Conflict, CursorAhead as CursorAhead, CursorExpired as CursorExpired,
         DatasetNotFound as DatasetNotFound, DeadlineExceeded as DeadlineExceeded, Denied as Denied,
         DeviceOutOfMemory as DeviceOutOfMemory, DigestMismatch as DigestMismatch, ExpiredInQueue as ExpiredInQueue,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
         InvalidDataset as InvalidDataset, InvalidModel as InvalidModel, InvalidName as InvalidName,
         InvalidPageToken as InvalidPageToken, InvalidSpec as InvalidSpec, InvalidTensor as InvalidTensor,
         JobNotFound as JobNotFound, ModelFailed as ModelFailed, ModelLoading as ModelLoading,
-        ModelNotFound as ModelNotFound, ModelNotLoaded as ModelNotLoaded, NameTaken as NameTaken, NoPermit as NoPermit,
+        ModelNotFound as ModelNotFound, ModelNotLoaded as ModelNotLoaded, NameTaken as NameTaken,
+        NoCheckpointYet as NoCheckpointYet, NoPermit as NoPermit,
         NotFound as NotFound, OutOfRange as OutOfRange, Overloaded as Overloaded, QueueFull as QueueFull,
         RequestIdReused as RequestIdReused, ServerDraining as ServerDraining, ServerFault as ServerFault,
         StorageFull as StorageFull, TimedOut as TimedOut, TooLarge as TooLarge, TrainingCancelled as TrainingCancelled,
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
     from headrace.health_calls import Health as Health
     from headrace.models.v1.model_pb2 import Model as Model, ModelVersion as ModelVersion
     from headrace.prediction import (
-        Prediction as Prediction, Provenance as Provenance, StreamedPrediction as StreamedPrediction, Timing as Timing,
+        Prediction as Prediction, Provenance as Provenance, Staleness as Staleness,
+        StreamedPrediction as StreamedPrediction, Timing as Timing,
     )
     from headrace.resume import Interruption as Interruption
     from headrace.retry import Retry as Retry
@@ -69,10 +72,12 @@ _HOMES = {
     "headrace.client": ("Client",),
     "headrace.datasets.v1.dataset_pb2": ("Dataset", "DatasetVersion"),
     "headrace.errors": (
+        "CheckpointNotFound",
         "Conflict", "CursorAhead", "CursorExpired", "DatasetNotFound", "DeadlineExceeded", "Denied",
         "DeviceOutOfMemory", "DigestMismatch", "ExpiredInQueue", "HeadraceError", "IllegalTransition", "InUse",
         "Invalid", "InvalidDataset", "InvalidModel", "InvalidName", "InvalidPageToken", "InvalidSpec", "InvalidTensor",
-        "JobNotFound", "ModelFailed", "ModelLoading", "ModelNotFound", "ModelNotLoaded", "NameTaken", "NoPermit",
+        "JobNotFound", "ModelFailed", "ModelLoading", "ModelNotFound", "ModelNotLoaded", "NameTaken",
+        "NoCheckpointYet", "NoPermit",
         "NotFound", "OutOfRange", "Overloaded", "QueueFull", "RequestIdReused", "ServerDraining", "ServerFault",
         "StorageFull", "TimedOut", "TooLarge", "TrainingCancelled", "TrainingEnded", "TrainingFailed", "Unavailable",
         "Unsupported", "Violation", "WrongState",
@@ -80,7 +85,7 @@ _HOMES = {
     "headrace.events": ("Event",),
     "headrace.health_calls": ("Health",),
     "headrace.models.v1.model_pb2": ("Model", "ModelVersion"),
-    "headrace.prediction": ("Prediction", "Provenance", "StreamedPrediction", "Timing"),
+    "headrace.prediction": ("Prediction", "Provenance", "Staleness", "StreamedPrediction", "Timing"),
     "headrace.resume": ("Interruption",),
     "headrace.retry": ("Retry",),
     "headrace.run": ("TrainingRun",),

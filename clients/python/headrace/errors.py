@@ -14,7 +14,7 @@
     ├─ Overloaded         try again later                   RESOURCE_EXHAUSTED
     │    QueueFull, NoPermit, DeviceOutOfMemory, StorageFull
     ├─ Unavailable        try again soon                    UNAVAILABLE
-    │    ModelLoading, ServerDraining
+    │    ModelLoading, NoCheckpointYet, ServerDraining
     ├─ DeadlineExceeded   also a TimeoutError               DEADLINE_EXCEEDED
     │    ExpiredInQueue, TimedOut
     ├─ Denied                                               UNAUTHENTICATED, PERMISSION_DENIED
@@ -163,6 +163,12 @@ class DatasetNotFound(NotFound):
     reason = "DATASET_NOT_FOUND"
 
 
+class CheckpointNotFound(NotFound):
+    """A job keeps no such checkpoint; `metadata["kept_steps"]` lists the newest of those that it keeps."""
+
+    reason = "CHECKPOINT_NOT_FOUND"
+
+
 class ModelNotFound(NotFound):
     """No model, version, alias or artifact has this name."""
 
@@ -287,6 +293,12 @@ class ModelLoading(Unavailable):
     """The model is being loaded."""
 
     reason = "MODEL_LOADING"
+
+
+class NoCheckpointYet(Unavailable):
+    """A job that goes on has written no such checkpoint yet."""
+
+    reason = "NO_CHECKPOINT_YET"
 
 
 class ServerDraining(Unavailable):

@@ -50,7 +50,8 @@ class InferenceCalls:
 
         The first axis counts rows.  Types are converted where nothing is lost (see `headrace.tensors`); what does not
         fit the model's signature is InvalidTensor before anything is sent.  `model` takes "digits", "digits@champion",
-        "models/digits/versions/3".  Overload is waited out as the server advises, within `timeout` seconds.
+        "models/digits/versions/3", and for a job that may still train "trainingJobs/j@latest", "trainingJobs/j@best",
+        "trainingJobs/j@step:120".  Overload is waited out as the server advises, within `timeout` seconds.
         """
         name = model_name(model)
         request = PredictRequest(model=name, output_names=output_names, priority=priority, content_format=_FORMAT)
@@ -111,7 +112,7 @@ class InferenceCalls:
         started_at = perf_counter()
         response = await self._wire.call_safely(self._wire.inference.Predict, request, timeout)
         total_seconds = perf_counter() - started_at
-        if response.model_version != signature.model_version:
+        if response.model_version and response.model_version != signature.model_version:
             self._signatures.pop(request.model, None)
         return read_prediction(response, signature, total_seconds)
 

@@ -52,6 +52,20 @@ class Provenance:
     device: str
     training_job: str
     """Empty when the version was not trained by the server."""
+    training_step: int = 0
+    """The step of that job after which the weights were as they are."""
+    checkpoint_digest: str = ""
+    """"sha256:" and the digest of the checkpoint that the weights come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staleness:
+    """How far a checkpoint is behind the job that wrote it."""
+
+    steps: int
+    """Steps that the job is known to have done since."""
+    age_seconds: float
+    """Since the checkpoint was stored, or until the job ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,11 +75,18 @@ class Prediction:
     outputs: Mapping[str, Array]
     """Every output under its name, in the order of the model's signature.  The first axis counts rows."""
     model_version: str
-    """`models/{model}/versions/{version}`: the version that answered."""
+    """`models/{model}/versions/{version}`: the version that answered; empty when a checkpoint of a job did."""
     timing: Timing
     provenance: Provenance
     class_names: Mapping[str, tuple[str, ...]]
     """For outputs of class scores: what each position of the last axis stands for."""
+    staleness: Staleness | None = None
+    """When a checkpoint of a job answered."""
+
+    @property
+    def answered_by(self) -> str:
+        """The version that answered, or the checkpoint: `trainingJobs/{job}@step:{step}`."""
+        return self.model_version or f"{self.provenance.training_job}@step:{self.provenance.training_step}"
 
     @property
     def output(self) -> Array:
@@ -80,7 +101,7 @@ class Prediction:
                 array = self.outputs[name]
                 indices = array if array.dtype.kind in "iu" else np.argmax(array, axis=-1)
                 return [classes[index] for index in np.ravel(indices)]
-        raise LookupError(f"no output of {self.model_version} has class names")
+        raise LookupError(f"no output of {self.answered_by} has class names")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +153,13 @@ def read_prediction(response: pb.PredictResponse, signature: ModelSignature, tot
             precision=_PRECISIONS.get(provenance.precision, str(provenance.precision)),
             device=provenance.device,
             training_job=provenance.training_job,
+            training_step=provenance.training_step,
+            checkpoint_digest=provenance.checkpoint_digest,
+        ),
+        staleness=(
+            Staleness(response.staleness.steps, _seconds(response.staleness.age))
+            if response.HasField("staleness")
+            else None
         ),
         class_names={spec.name: tuple(spec.class_names) for spec in signature.outputs if spec.class_names},
     )

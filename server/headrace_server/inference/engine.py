@@ -18,6 +18,7 @@ from headrace_server.errors import (
     HeadraceError,
     InvalidSpec,
     InvalidTensor,
+    JobNotFound,
     NoPermit,
     Unsupported,
     Violation,
@@ -27,6 +28,10 @@ from headrace_server.inference.backends.onnxruntime import OnnxRuntimeBackend
 from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.inference.batch import Answer, BatchLimits
 from headrace_server.inference.errands import Errands
+from headrace_server.inference.live.jobs import Jobs
+from headrace_server.inference.live.snapshots import Snapshots
+from headrace_server.inference.live.template_maker import TemplateMaker
+from headrace_server.inference.live.templates import Templates
 from headrace_server.inference.meters import Meters
 from headrace_server.inference.prediction import (
     LoadedModel,
@@ -34,6 +39,7 @@ from headrace_server.inference.prediction import (
     Prediction,
     Provenance,
     Readiness,
+    Staleness,
     Timing,
 )
 from headrace_server.inference.programs import Programs
@@ -41,8 +47,9 @@ from headrace_server.inference.residency import Residency
 from headrace_server.inference.resident import Resident
 from headrace_server.inference.tally import Statistics
 from headrace_server.models.registry import Registry
+from headrace_server.models.snapshot import LABELS, Snapshot
 from headrace_server.models.version import ModelVersion
-from headrace_server.names import ModelName
+from headrace_server.names import ModelName, SnapshotName
 from headrace_server.settings import InferenceSettings
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.telemetry.metrics import Metrics
@@ -68,8 +75,12 @@ class Engine:
         metrics: Metrics,
         scratch: Path,
         backends: Sequence[Backend] | None = None,
+        jobs: Jobs | None = None,
     ) -> None:
-        """`scratch` is a folder for copies of programs.  `backends` in the order of preference; by default all."""
+        """`scratch` is a folder for copies of programs.  `backends` in the order of preference; by default all.
+
+        `jobs` shows the checkpoints of jobs that may answer; none do without.
+        """
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
@@ -95,7 +106,11 @@ class Engine:
             most_waiting_bytes=settings.max_waiting_bytes,
             occupied=metrics.loaded_versions.set,
         )
-        self._meters: OrderedDict[tuple[str, int], Meters] = OrderedDict()
+        self._snapshots: Snapshots | None = None
+        if jobs is not None:
+            templates = Templates(jobs, store, TemplateMaker(settings.load_seconds), scratch)
+            self._snapshots = Snapshots(jobs, templates, self._residency, self._errands)
+        self._meters: OrderedDict[tuple[str, str], Meters] = OrderedDict()
         self._num_calls = 0
         self._is_draining = False
         self._is_idle = asyncio.Event()
@@ -120,7 +135,7 @@ class Engine:
         self._num_calls += 1
         self._is_idle.clear()
         try:
-            version = await self._registry.resolve(name)
+            version = await self._find(name, deadline)
             inputs = version.signature.encode_text(inputs)
             meters = self._meters_of(version)
             asked_at = time.monotonic()
@@ -154,7 +169,7 @@ class Engine:
         """
         if self._is_draining:
             raise Draining
-        version = await self._registry.resolve(name)
+        version = await self._find(name)
         if backend:
             self._choose(version, backend)
         resident = await self._residency.borrow(version, backend=backend, again=True)
@@ -163,13 +178,13 @@ class Engine:
 
     async def unload(self, name: ModelName) -> ModelVersion:
         """Unload a version when the calls that it has taken are finished.  Raises ModelNotLoaded, ModelNotFound."""
-        version = await self._registry.resolve(name)
+        version = await self._find(name)
         await self._residency.unload(version)
         return version
 
     async def status(self, name: ModelName) -> ModelStatus:
         """How the version that a name means is.  Raises ModelNotFound."""
-        return self.look(await self._registry.resolve(name))
+        return self.look(await self._find(name))
 
     def look(self, version: ModelVersion) -> ModelStatus:
         """How a version is."""
@@ -183,11 +198,20 @@ class Engine:
 
     def statistics(self) -> dict[ModelName, Statistics]:
         """What was counted for each version that was loaded or asked since the start; the last few thousand of them."""
-        return {ModelName(*key): meters.tally.read() for key, meters in self._meters.items()}
+        return {
+            ModelName(model, int(version)): meters.tally.read()
+            for (model, version), meters in self._meters.items()
+            if (model, version) != LABELS  # all checkpoints of all jobs together, under no name
+        }
 
     def watch(self, listener: Callable[[str, bool], None]) -> None:
         """Call `listener` with `models/{model}` and whether any version of it is loaded, whenever that changes."""
         self._residency.watch(listener)
+
+    async def sweep(self) -> None:
+        """Remove what an earlier process has left; to be called before anything is asked."""
+        if self._snapshots is not None:
+            await self._snapshots.sweep()
 
     async def drain(self) -> None:
         """Refuse new predictions with Draining and wait until those admitted are finished."""
@@ -203,6 +227,21 @@ class Engine:
         await self._residency.close()
 
     # Inside.
+
+    async def _find(self, name: ModelName, deadline: float | None = None) -> ModelVersion:
+        if not isinstance(name, SnapshotName):
+            return await self._registry.resolve(name)
+        if self._snapshots is None:
+            raise JobNotFound(str(name.job))
+        return await self._snapshots.find(name, deadline)
+
+    def _staleness(self, version: ModelVersion) -> Staleness | None:
+        if not isinstance(version, Snapshot) or self._snapshots is None:
+            return None
+        staleness = self._snapshots.staleness(version)
+        self._metrics.snapshot_lag_steps.observe(staleness.steps)
+        self._metrics.snapshot_age_seconds.observe(staleness.age_seconds)
+        return staleness
 
     async def _predict(
         self,
@@ -232,6 +271,7 @@ class Engine:
                     batch_calls=answer.batch_calls,
                 ),
                 provenance=resident.provenance,
+                staleness=self._staleness(version),
             )
         finally:
             resident.give_back()
@@ -273,11 +313,12 @@ class Engine:
         log.info("inference.unloaded", model=str(resident.version.name), backend=resident.backend)
 
     def _meters_of(self, version: ModelVersion) -> Meters:
-        key = (version.model, version.version)
+        key = version.labels
         meters = self._meters.get(key)
         if meters is None:
             meters = self._meters[key] = Meters(self._metrics, version)
-            meters.waiting_rows.set_function(lambda: self._waiting_rows(version))
+            if not isinstance(version, Snapshot):
+                meters.waiting_rows.set_function(lambda: self._waiting_rows(version))
             if len(self._meters) > MOST_METERS:
                 self._meters.popitem(last=False)
         return meters

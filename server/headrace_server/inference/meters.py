@@ -12,7 +12,7 @@ class Meters:
 
     def __init__(self, metrics: Metrics, version: ModelVersion) -> None:
         self._metrics = metrics
-        self._labels = labels = (version.model, str(version.version))
+        self._labels = labels = version.labels
         self._ok = metrics.predictions.labels(*labels, "ok")
         self._queue_seconds = metrics.queue_seconds.labels(*labels)
         self._compute_seconds = metrics.compute_seconds.labels(*labels)

@@ -37,6 +37,19 @@ class Provenance:
     """"cpu" or "cuda:0"."""
     training_job: str
     """`trainingJobs/{job}`; empty when the version was not trained here."""
+    training_step: int = 0
+    """The step of that job after which the weights were as they are."""
+    checkpoint_digest: str = ""
+    """Of the manifest of the checkpoint that the weights come from; empty when it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staleness:
+    """How far a checkpoint is behind the job that wrote it."""
+
+    steps: int
+    age_seconds: float
+    """Since it was stored, or until the job ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class Prediction:
     """Read them before the next thing happens: they may be views of a batch that keeps other callers' rows alive."""
     timing: Timing
     provenance: Provenance
+    staleness: Staleness | None = None
+    """For a checkpoint of a job."""
 
 
 class Readiness(StrEnum):

@@ -17,11 +17,12 @@ from headrace_server.errors import HeadraceError, ModelFailed, ModelLoading, Mod
 from headrace_server.inference.errands import Errands
 from headrace_server.inference.prediction import Readiness
 from headrace_server.inference.resident import Resident
+from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 
 MOST_FAILURES = 1024
 
-Key: TypeAlias = tuple[str, int]
+Key: TypeAlias = tuple[str, int, str]
 log = structlog.get_logger()
 
 
@@ -77,7 +78,7 @@ class Residency:
 
     def borrow_ready(self, version: ModelVersion) -> Resident | None:
         """Lend a version that is ready; None when it is not."""
-        key = (version.model, version.version)
+        key = version.key
         slot = self._slots.get(key)
         if slot is None or slot.resident is None:
             return None
@@ -103,8 +104,8 @@ class Residency:
             return resident
         if resident is not None:
             resident.give_back()
-            self._withdraw(self._slots[version.model, version.version])
-        slot = self._slots.get((version.model, version.version)) or self._begin(version, backend, again)
+            self._withdraw(self._slots[version.key])
+        slot = self._slots.get(version.key) or self._begin(version, backend, again)
         is_full = (
             slot.waiting_bytes + nbytes > self._most_waiting_bytes or len(slot.waiters) >= self._most_waiting_calls
         )
@@ -128,25 +129,33 @@ class Residency:
 
     async def unload(self, version: ModelVersion) -> None:
         """Withdraw a version and wait until it is closed.  Raises ModelNotLoaded when it is not loaded."""
-        slot = self._slots.get((version.model, version.version))
+        slot = self._slots.get(version.key)
         if slot is None:
             raise ModelNotLoaded(str(version.name))
         if slot.resident is None:
             (await self.borrow(version)).give_back()
         if slot.resident is not None:
-            if slot is self._slots.get((version.model, version.version)):
+            if slot is self._slots.get(version.key):
                 self._withdraw(slot)
             leaving = self._leaving.get(slot.resident)
             if leaving is not None:
                 await asyncio.shield(leaving)
 
+    async def load(self, version: ModelVersion) -> None:
+        """Load a version; returns when it answers.  Raises why it could not be loaded."""
+        (await self.borrow(version)).give_back()
+
     # Looking.
 
     def look(self, version: ModelVersion) -> tuple[Readiness, HeadraceError | None, Resident | None]:
         """How a version is."""
-        key = (version.model, version.version)
+        key = version.key
         slot = self._slots.get(key) or self._failures.get(key)
         return (slot.readiness, slot.failure, slot.resident) if slot is not None else (Readiness.UNLOADED, None, None)
+
+    def readiness(self, version: ModelVersion) -> Readiness:
+        """How a version is, in a word."""
+        return self.look(version)[0]
 
     @property
     def versions(self) -> list[ModelVersion]:
@@ -173,7 +182,7 @@ class Residency:
     # Loading.
 
     def _begin(self, version: ModelVersion, backend: str, again: bool) -> _Slot:
-        key = (version.model, version.version)
+        key = version.key
         failed = self._failures.get(key)
         if failed is not None and not again and not _may_try_again(failed):
             assert failed.failure is not None
@@ -183,7 +192,7 @@ class Residency:
         return slot
 
     async def _load(self, slot: _Slot, backend: str) -> None:
-        key = (slot.version.model, slot.version.version)
+        key = slot.version.key
         has_room = False
         try:
             async with asyncio.timeout(self._load_seconds):
@@ -203,12 +212,12 @@ class Residency:
         for waiter in slot.waiters:
             if not waiter.done():
                 waiter.set_result(resident.borrow())
-        self._count_ready(slot.version.model, 1)
+        self._count_ready(slot.version, 1)
         self._ring()
 
     def _fail(self, slot: _Slot, failure: HeadraceError) -> None:
         slot.readiness, slot.failure, slot.failed_at = Readiness.FAILED, failure.with_traceback(None), time.monotonic()
-        self._failures[slot.version.model, slot.version.version] = slot
+        self._failures[slot.version.key] = slot
         if len(self._failures) > MOST_FAILURES:
             self._failures.popitem(last=False)
         for waiter in slot.waiters:
@@ -257,9 +266,9 @@ class Residency:
         """Let no new call find a version, and close it when the calls that have it are finished."""
         resident = slot.resident
         assert resident is not None
-        del self._slots[slot.version.model, slot.version.version]
+        del self._slots[slot.version.key]
         self._num_leaving += 1
-        self._count_ready(slot.version.model, -1)
+        self._count_ready(slot.version, -1)
         self._leaving[resident] = self._errands.start(self._see_off(resident, is_patient))
 
     async def _see_off(self, resident: Resident, is_patient: bool) -> None:
@@ -276,11 +285,14 @@ class Residency:
 
     def _discard(self, resident: Resident) -> None:
         """A resident has died: the next call loads the version anew."""
-        slot = self._slots.get((resident.version.model, resident.version.version))
+        slot = self._slots.get(resident.version.key)
         if slot is not None and slot.resident is resident:
             self._withdraw(slot)
 
-    def _count_ready(self, model: str, change: int) -> None:
+    def _count_ready(self, version: ModelVersion, change: int) -> None:
+        if isinstance(version, Snapshot):
+            return  # nobody waits for a job to be served: it is as soon as it is asked
+        model = version.model
         before = self._ready[model]
         self._ready[model] += change
         if not self._ready[model]:

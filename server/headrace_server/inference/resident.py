@@ -60,7 +60,7 @@ class Resident:
 
     async def open(self) -> None:
         """Start the lanes and wait until each has a warm session.  Raises what a backend raises; then it is closed."""
-        name = f"{self.version.model}-{self.version.version}"
+        name = f"{self.version.model.rpartition('/')[2]}-{self.version.version}"
         try:
             for number in range(self._num_lanes):
                 self._opened.append(self._loop.create_future())
@@ -83,6 +83,8 @@ class Resident:
             precision=sessions[0].precision,
             device=sessions[0].device,
             training_job=self.version.lineage.training_job,
+            training_step=self.version.lineage.step,
+            checkpoint_digest=self.version.lineage.checkpoint_digest,
         )
 
     @property

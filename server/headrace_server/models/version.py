@@ -85,6 +85,16 @@ class ModelVersion(NewVersion):
         """`models/{model}/versions/{version}`."""
         return ModelName(self.model, self.version)
 
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What tells it from everything else that can be loaded."""
+        return (self.model, self.version, "")
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The model and the version, as metrics have them."""
+        return (self.model, str(self.version))
+
     def artifact(self, format: ArtifactFormat) -> Artifact | None:  # noqa: A002 - the contract's word
         """The first file of that format, if there is one."""
         return next((artifact for artifact in self.artifacts if artifact.format == format), None)

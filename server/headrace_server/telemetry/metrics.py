@@ -10,6 +10,7 @@ LATENCY_SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
 )  # fmt: skip
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+STEPS = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 JOB_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600, 168 * 3600)
 
 
@@ -60,6 +61,14 @@ class Metrics:
         self.shed = Counter(
             "headrace_shed", "Predictions not computed: no_permit, expired, left.",
             ["model", "version", "reason"], registry=registry,
+        )  # fmt: skip
+        self.snapshot_lag_steps = Histogram(
+            "headrace_snapshot_lag_steps", "Steps of its job since the checkpoint that answered a prediction.",
+            buckets=STEPS, registry=registry,
+        )  # fmt: skip
+        self.snapshot_age_seconds = Histogram(
+            "headrace_snapshot_age_seconds", "Age of the checkpoint that answered a prediction.",
+            buckets=(*LATENCY_SECONDS[9:], *JOB_SECONDS[4:]), registry=registry,
         )  # fmt: skip
         self.loaded_versions = Gauge("headrace_loaded_versions", "Model versions in memory.", registry=registry)
         self.load_seconds = Histogram(

@@ -49,8 +49,8 @@ class Export:
 
     def write(self, network: nn.Module) -> None:
         """Write all artifacts.  Raises OSError, or TrainingFailure when torch cannot export the program."""
-        with _quiet():
-            exported = _trace(self._program)
+        with quiet():
+            exported = trace(self._program)
             torch.export.save(exported, self._folder / PT2)
             self._note(PT2, ArtifactFormat.TORCH_EXPORT)
             num_bytes = sum(tensor.nbytes for tensor in self._program.module.state_dict().values())
@@ -68,7 +68,7 @@ class Export:
     def verify(self) -> dict[str, Parity]:
         """Run every program that was written on held-out rows.  Raises ExportDiffers.  Returns parity by file name."""
         runs: dict[ArtifactFormat, Callable[[Path], Run]] = {
-            ArtifactFormat.ONNX: _onnx_run,
+            ArtifactFormat.ONNX: onnx_run,
             ArtifactFormat.TORCH_EXPORT: _torch_run,
         }
         return {
@@ -118,7 +118,7 @@ def compare(path: str, program: Program, run: Run) -> Parity:
     return Parity(num_rows=len(program.inputs[0]), max_abs_difference=largest)
 
 
-def _trace(program: Program) -> ExportedProgram:
+def trace(program: Program) -> ExportedProgram:
     """The graph of the program, for any number of rows.  An example of two rows: one would be taken for a constant."""
     example = tuple(tensor[:2] if len(tensor) > 1 else torch.cat([tensor, tensor]) for tensor in program.inputs)
     batch = Dim("batch", min=1, max=_MAX_ROWS)
@@ -143,11 +143,11 @@ def _write_onnx(exported: ExportedProgram, signature: Signature, path: Path) -> 
     converted = torch.onnx.export(exported, verbose=False, external_data=False)
     if converted is None:
         raise TrainingFailure("torch could not write the program as ONNX")
-    _rename(converted.model.graph, signature)
+    rename(converted.model.graph, signature)
     converted.save(path, external_data=False)
 
 
-def _rename(graph: onnx_ir.Graph, signature: Signature) -> None:
+def rename(graph: onnx_ir.Graph, signature: Signature) -> None:
     """Name inputs and outputs as the signature does, and everything between them so that no name can clash.
 
     Columns may be called anything, also what torch calls a value in the middle.
@@ -167,7 +167,8 @@ def _rename(graph: onnx_ir.Graph, signature: Signature) -> None:
         value.name = spec.name
 
 
-def _onnx_run(path: Path) -> Run:
+def onnx_run(path: Path) -> Run:
+    """Open an ONNX program; what is returned runs it."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -192,7 +193,7 @@ def _torch_run(path: Path) -> Run:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch's exporter from writing pages about itself; what fails is raised all the same."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level

@@ -25,7 +25,11 @@ MOST_VALUES = 10
 
 def predict(
     model: Annotated[
-        str, typer.Argument(help="digits, digits@champion, models/digits/versions/3.", show_default=False)
+        str,
+        typer.Argument(
+            help="digits, digits@champion, models/digits/versions/3, trainingJobs/JOB@latest (@best, @step:120).",
+            show_default=False,
+        ),
     ],
     input_: Annotated[
         str,
@@ -132,8 +136,16 @@ def as_tree(prediction: Prediction) -> dict[str, Any]:
             "precision": provenance.precision,
             "device": provenance.device,
             "trainingJob": provenance.training_job,
+            "trainingStep": provenance.training_step,
+            "checkpointDigest": provenance.checkpoint_digest,
         },
+        **_staleness_of(prediction),
     }
+
+
+def _staleness_of(prediction: Prediction) -> dict[str, Any]:
+    staleness = prediction.staleness
+    return {} if staleness is None else {"staleness": {"steps": staleness.steps, "ageSeconds": staleness.age_seconds}}
 
 
 def print_prediction(prediction: Prediction) -> None:
@@ -160,8 +172,11 @@ def print_prediction(prediction: Prediction) -> None:
         "transport": timing.transport_seconds,
     }
     shares = ", ".join(f"{name} {describe_short(timedelta(seconds=seconds))}" for name, seconds in parts.items())
+    if (staleness := prediction.staleness) is not None:
+        age = describe_short(timedelta(seconds=staleness.age_seconds))
+        out.print(f"{staleness.steps:,} steps and {age} behind its job", style="dim")
     out.print(
-        f"{prediction.model_version} on {provenance.backend}, {provenance.precision}, {provenance.device}; "
+        f"{prediction.answered_by} on {provenance.backend}, {provenance.precision}, {provenance.device}; "
         f"{describe_short(timedelta(seconds=timing.total_seconds))}: {shares}",
         style="dim",
     )

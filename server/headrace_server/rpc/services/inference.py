@@ -4,7 +4,7 @@ import asyncio
 
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.inference.v1 import inference_service_pb2_grpc as pb_grpc
-from headrace_server.names import ModelName
+from headrace_server.names import parse_predictable
 from headrace_server.rpc.deadline import deadline_of
 from headrace_server.rpc.interceptor import Context, Requests
 from headrace_server.rpc.ports import EnginePort
@@ -41,7 +41,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
 
     async def GetModelStatus(self, request: pb.GetModelStatusRequest, context: Context) -> pb.GetModelStatusResponse:
         """Say how a model is."""
-        return status_to_proto(await self._engine.status(ModelName.parse(request.model, "model")))
+        return status_to_proto(await self._engine.status(parse_predictable(request.model, "model")))
 
     async def _predict(self, request: pb.PredictRequest, deadline: float | None) -> pb.PredictResponse:
         if is_heavy(request):

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from headrace.models.v1 import model_service_pb2 as pb
 from headrace.models.v1 import model_service_pb2_grpc as pb_grpc
 from headrace_server.errors import InvalidSpec, Violation
-from headrace_server.names import ModelName
+from headrace_server.names import ModelName, parse_predictable
 from headrace_server.pages import PageRequest
 from headrace_server.rpc.closing import closed_after
 from headrace_server.rpc.interceptor import Context, Requests
@@ -97,14 +97,14 @@ class ModelService(pb_grpc.ModelServiceServicer):
         self, request: pb.LoadModelVersionRequest, context: Context
     ) -> pb.LoadModelVersionResponse:
         """Load a version and return when it answers."""
-        loaded = await self._engine.load(ModelName.parse(request.name), request.backend)
+        loaded = await self._engine.load(parse_predictable(request.name), request.backend)
         return pb.LoadModelVersionResponse(model_version=str(loaded.version.name), backend=loaded.backend)
 
     async def UnloadModelVersion(
         self, request: pb.UnloadModelVersionRequest, context: Context
     ) -> pb.UnloadModelVersionResponse:
         """Unload a version when its calls are finished."""
-        version = await self._engine.unload(ModelName.parse(request.name))
+        version = await self._engine.unload(parse_predictable(request.name))
         return pb.UnloadModelVersionResponse(model_version=str(version.name))
 
     async def DownloadArtifact(

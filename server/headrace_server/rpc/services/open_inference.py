@@ -10,11 +10,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import grpc
 
 from headrace_server import __version__
-from headrace_server.errors import InvalidName, InvalidSpec, ModelNotFound, ModelNotLoaded, Violation
+from headrace_server.errors import (
+    InvalidName,
+    InvalidSpec,
+    ModelNotLoaded,
+    NoCheckpointYet,
+    NotFound,
+    Unsupported,
+    Violation,
+)
 from headrace_server.inference.prediction import Readiness
 from headrace_server.inference.tally import Statistics
 from headrace_server.models.version import Model, ModelVersion
-from headrace_server.names import ModelName
+from headrace_server.names import ModelName, SnapshotName
 from headrace_server.pages import LARGEST_PAGE_SIZE, PageRequest
 from headrace_server.rpc.deadline import deadline_of
 from headrace_server.rpc.health import Health
@@ -111,7 +119,7 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
         """Say whether a version is loaded; also of models that nobody knows, as clients wait for a model to come."""
         try:
             status = await self._engine.status(name_of(request.name, request.version, "name"))
-        except ModelNotFound:
+        except (NotFound, NoCheckpointYet):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._health.is_serving() and status.readiness is Readiness.READY)
 
@@ -119,7 +127,8 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
         """Describe a model."""
         name = name_of(request.name, request.version, "name")
         status = await self._engine.status(name)
-        known = [status.version] if name.version is not None else await self._versions(name.model)
+        is_one = name.version is not None or isinstance(name, SnapshotName)
+        known = [status.version] if is_one else await self._versions(name.model)
         return metadata_of(status, known)
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
@@ -132,6 +141,8 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
         counted: Mapping[ModelName, Statistics] = self._engine.statistics()
         if request.name:
             name = name_of(request.name, request.version, "name")
+            if isinstance(name, SnapshotName):
+                raise Unsupported("the statistics of a job's checkpoints", "see the metrics of the server")
             version = await self._registry.resolve(name)
             is_one = name.version is not None or name.alias is not None
             counted = {version.name: Statistics()} | {
@@ -174,9 +185,10 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
         """Unload all versions of a model and return when their requests are finished."""
         _check_repository(request.repository_name)
         name = name_of(request.model_name, "")
-        if name.alias is not None:
+        if name.alias is not None and not isinstance(name, SnapshotName):
             raise InvalidName(request.model_name, "{model}: all versions are unloaded", "model_name")
-        await self._registry.get(name.model)
+        if not isinstance(name, SnapshotName):
+            await self._registry.get(name.model)
         loaded = [version.name for version in self._engine.loaded() if version.model == name.model]
         outcomes = await asyncio.gather(*map(self._engine.unload, loaded), return_exceptions=True)
         for outcome in outcomes:

@@ -8,7 +8,7 @@ from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidName, InvalidSpec, InvalidTensor, Violation
 from headrace_server.inference.prediction import ModelStatus, Prediction, Provenance, Timing
-from headrace_server.names import ModelName
+from headrace_server.names import ModelName, SnapshotName, parse_predictable
 from headrace_server.precision import Precision
 from headrace_server.rpc.status import status_of
 from headrace_server.rpc.wire.tensors import num_values, spec_to_proto, tensors_from_proto, write_tensor
@@ -51,7 +51,7 @@ def question_from_proto(request: pb.PredictRequest) -> Question:
     name: ModelName | None = None
     unnamed: InvalidName | None = None
     try:
-        name = ModelName.parse(request.model, "model")
+        name = parse_predictable(request.model, "model")
     except InvalidName as error:
         unnamed = error
     wrong: list[Violation] = []
@@ -73,12 +73,15 @@ def question_from_proto(request: pb.PredictRequest) -> Question:
 def prediction_to_proto(prediction: Prediction, *, as_values: bool) -> pb.PredictResponse:
     """The answer with its timing and provenance."""
     response = pb.PredictResponse(
-        model_version=str(prediction.version.name),
+        model_version=str(name) if not isinstance(name := prediction.version.name, SnapshotName) else "",
         timing=_timing_to_proto(prediction.timing),
         provenance=_provenance_to_proto(prediction.provenance),
     )
-    for name, array in prediction.outputs.items():
-        write_tensor(array, response.outputs[name], as_values=as_values)
+    if prediction.staleness is not None:
+        response.staleness.steps = prediction.staleness.steps
+        response.staleness.age.CopyFrom(_span(prediction.staleness.age_seconds))
+    for output, array in prediction.outputs.items():
+        write_tensor(array, response.outputs[output], as_values=as_values)
     return response
 
 
@@ -126,4 +129,6 @@ def _provenance_to_proto(provenance: Provenance) -> pb.Provenance:
         precision=_PRECISIONS[provenance.precision],
         device=provenance.device,
         training_job=provenance.training_job,
+        training_step=provenance.training_step,
+        checkpoint_digest=provenance.checkpoint_digest,
     )

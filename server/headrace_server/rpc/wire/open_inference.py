@@ -12,7 +12,9 @@ from grpc import StatusCode
 
 from headrace_server.errors import InvalidName, InvalidSpec, InvalidTensor, Violation
 from headrace_server.inference.prediction import Prediction
-from headrace_server.names import ModelName
+from headrace_server.models.snapshot import Snapshot
+from headrace_server.models.version import ModelVersion
+from headrace_server.names import ModelName, SnapshotName
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from headrace_server.rpc.wire.inference import MANY_VALUES, PRIORITIES
 from headrace_server.rpc.wire.open_inference_tensors import (
@@ -56,7 +58,13 @@ class OpenQuestion:
 
 
 def name_of(model: str, version: str, field: str = "model_name") -> ModelName:
-    """Read the protocol's two parts of a name; the version may be empty.  Raises InvalidName or InvalidSpec."""
+    """Read the protocol's two parts of a name; the version may be empty.  Raises InvalidName or InvalidSpec.
+
+    A checkpoint of a job is the model "trainingJobs/{job}" in the version "latest", which is meant when there is none,
+    "best", or "step:{step}"; or the model "trainingJobs/{job}@latest" and so on, without a version.
+    """
+    if model.startswith("trainingJobs/"):
+        return _snapshot_name(model, version, field)
     try:
         name = ModelName.parse(f"models/{model}")
     except InvalidName:
@@ -72,6 +80,15 @@ def name_of(model: str, version: str, field: str = "model_name") -> ModelName:
         return ModelName.parse(f"{name}/versions/{version}")
     except InvalidName:
         raise InvalidName(version, "a number from 1", field) from None
+
+
+def _snapshot_name(model: str, version: str, field: str) -> SnapshotName:
+    if "@" not in model:
+        return SnapshotName.parse(f"{model}@{version or 'latest'}", field)
+    if version:
+        problem = f"must be empty when the checkpoint is named by the model, {model!r}"
+        raise InvalidSpec([Violation(field.replace("name", "version"), problem)])
+    return SnapshotName.parse(model, field)
 
 
 def is_heavy_request(request: pb.ModelInferRequest) -> bool:
@@ -110,8 +127,12 @@ def question_from_request(request: pb.ModelInferRequest) -> OpenQuestion:
 def response_of(prediction: Prediction, request_id: str, *, is_raw: bool) -> pb.ModelInferResponse:
     """The answer, with its timing and provenance as parameters."""
     version, timing, provenance = prediction.version, prediction.timing, prediction.provenance
-    response = pb.ModelInferResponse(model_name=version.model, model_version=str(version.version), id=request_id)
+    response = pb.ModelInferResponse(model_name=version.model, model_version=label_of(version), id=request_id)
     parameters = response.parameters
+    if prediction.staleness is not None:
+        parameters["headrace_checkpoint_digest"].string_param = provenance.checkpoint_digest
+        parameters["headrace_steps_behind"].int64_param = prediction.staleness.steps
+        parameters["headrace_age_us"].int64_param = _microseconds(prediction.staleness.age_seconds)
     parameters["headrace_queue_us"].int64_param = _microseconds(timing.queue_seconds)
     parameters["headrace_assemble_us"].int64_param = _microseconds(timing.assemble_seconds)
     parameters["headrace_compute_us"].int64_param = _microseconds(timing.compute_seconds)
@@ -123,6 +144,11 @@ def response_of(prediction: Prediction, request_id: str, *, is_raw: bool) -> pb.
     parameters["headrace_device"].string_param = provenance.device
     write_outputs(prediction.outputs, response, is_raw=is_raw or must_be_raw(prediction.outputs))
     return response
+
+
+def label_of(version: ModelVersion) -> str:
+    """A version in the protocol's words: its number, or the step of a checkpoint."""
+    return f"step:{version.version}" if isinstance(version, Snapshot) else str(version.version)
 
 
 def answer_of(response: pb.ModelInferResponse) -> pb.ModelStreamInferResponse:

@@ -7,7 +7,7 @@ from headrace_server.inference.tally import Statistics
 from headrace_server.models.version import Artifact, ArtifactFormat, ModelVersion
 from headrace_server.names import ModelName
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from headrace_server.rpc.wire.open_inference import DEFAULT_LEVEL, LOWEST_LEVEL
+from headrace_server.rpc.wire.open_inference import DEFAULT_LEVEL, LOWEST_LEVEL, label_of
 from headrace_server.rpc.wire.open_inference_tensors import datatype_of
 from headrace_server.settings import InferenceSettings
 from headrace_server.tensors import DataType, TensorSpec
@@ -33,7 +33,7 @@ def metadata_of(status: ModelStatus, versions: Iterable[ModelVersion]) -> pb.Mod
     _, platform, _ = _running(status)
     return pb.ModelMetadataResponse(
         name=version.model,
-        versions=[str(number) for number in sorted(each.version for each in versions)],
+        versions=[label_of(each) for each in sorted(versions, key=lambda each: each.version)],
         platform=platform,
         inputs=map(_metadata_of_tensor, version.signature.inputs),
         outputs=map(_metadata_of_tensor, version.signature.outputs),

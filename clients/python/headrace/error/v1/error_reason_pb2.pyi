@@ -190,6 +190,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "TIMED_OUT", "domain": "headrace.dev", "metadata": { "timeout_seconds": "0.5" } }
     """
+    ERROR_REASON_CHECKPOINT_NOT_FOUND: _ErrorReason.ValueType  # 32
+    """NOT_FOUND.  A job keeps no such checkpoint; `kept_steps` lists the newest of those that it keeps.
+
+        { "reason": "CHECKPOINT_NOT_FOUND", "domain": "headrace.dev",
+          "metadata": { "kept_steps": "120, 90", "name": "trainingJobs/digits@step:60" } }
+    """
+    ERROR_REASON_NO_CHECKPOINT_YET: _ErrorReason.ValueType  # 33
+    """UNAVAILABLE.  A job that goes on has no such checkpoint yet; google.rpc.RetryInfo says when to try again.
+
+        { "reason": "NO_CHECKPOINT_YET", "domain": "headrace.dev",
+          "metadata": { "name": "trainingJobs/digits@latest", "state": "RUNNING" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every error of this API carries a google.rpc.ErrorInfo whose domain is "headrace.dev" and whose reason is the name
@@ -365,5 +377,17 @@ ERROR_REASON_TIMED_OUT: ErrorReason.ValueType  # 31
 """DEADLINE_EXCEEDED.  A request of PredictStream took longer than its timeout.  The model may have been run.
 
     { "reason": "TIMED_OUT", "domain": "headrace.dev", "metadata": { "timeout_seconds": "0.5" } }
+"""
+ERROR_REASON_CHECKPOINT_NOT_FOUND: ErrorReason.ValueType  # 32
+"""NOT_FOUND.  A job keeps no such checkpoint; `kept_steps` lists the newest of those that it keeps.
+
+    { "reason": "CHECKPOINT_NOT_FOUND", "domain": "headrace.dev",
+      "metadata": { "kept_steps": "120, 90", "name": "trainingJobs/digits@step:60" } }
+"""
+ERROR_REASON_NO_CHECKPOINT_YET: ErrorReason.ValueType  # 33
+"""UNAVAILABLE.  A job that goes on has no such checkpoint yet; google.rpc.RetryInfo says when to try again.
+
+    { "reason": "NO_CHECKPOINT_YET", "domain": "headrace.dev",
+      "metadata": { "name": "trainingJobs/digits@latest", "state": "RUNNING" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -139,8 +139,11 @@ class PredictResponse(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
-    """`models/{model}/versions/{version}`: the version that answered."""
+    """`models/{model}/versions/{version}`: the version that answered; empty when a checkpoint of a job did, which
+    `provenance` names.
+    """
     @_builtins.property
     def outputs(self) -> _containers.MessageMap[_builtins.str, _tensor_pb2.Tensor]:
         """Each asked output under its name."""
@@ -153,6 +156,10 @@ class PredictResponse(_message.Message):
     def provenance(self) -> Global___Provenance:
         """What exactly ran."""
 
+    @_builtins.property
+    def staleness(self) -> Global___Staleness:
+        """How far behind its job the checkpoint is that answered; absent when a version answered."""
+
     def __init__(
         self,
         *,
@@ -160,14 +167,43 @@ class PredictResponse(_message.Message):
         outputs: _abc.Mapping[_builtins.str, _tensor_pb2.Tensor] | None = ...,
         timing: Global___Timing | None = ...,
         provenance: Global___Provenance | None = ...,
+        staleness: Global___Staleness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "outputs", b"outputs", "provenance", b"provenance", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "outputs", b"outputs", "provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
+class Staleness(_message.Message):
+    """How far a checkpoint is behind the job that wrote it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """Steps that the job is known to have done since."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """Since the checkpoint was stored, or until the job ended, if it has."""
+
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int = ...,
+        age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Staleness: _TypeAlias = Staleness  # noqa: Y015
 
 @_typing.final
 class Timing(_message.Message):
@@ -230,6 +266,8 @@ class Provenance(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     TRAINING_JOB_FIELD_NUMBER: _builtins.int
+    TRAINING_STEP_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_DIGEST_FIELD_NUMBER: _builtins.int
     artifact_digest: _builtins.str
     """"sha256:" and the digest of the program that ran."""
     backend: _builtins.str
@@ -239,7 +277,11 @@ class Provenance(_message.Message):
     device: _builtins.str
     """"cpu" or "cuda:0"."""
     training_job: _builtins.str
-    """The job that trained the version; empty when it was not trained here."""
+    """The job that trained it; empty when it was not trained here."""
+    training_step: _builtins.int
+    """The step of that job after which the weights were as they are; 0 when it was not trained here."""
+    checkpoint_digest: _builtins.str
+    """"sha256:" and the digest of the manifest of the checkpoint that the weights come from; empty when it is not known."""
     def __init__(
         self,
         *,
@@ -248,10 +290,12 @@ class Provenance(_message.Message):
         precision: _tensor_pb2.Precision.ValueType = ...,
         device: _builtins.str = ...,
         training_job: _builtins.str = ...,
+        training_step: _builtins.int = ...,
+        checkpoint_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backend", b"backend", "device", b"device", "precision", b"precision", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "backend", b"backend", "checkpoint_digest", b"checkpoint_digest", "device", b"device", "precision", b"precision", "training_job", b"training_job", "training_step", b"training_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,7 +438,7 @@ class GetModelStatusResponse(_message.Message):
     CALLS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
-    """The version that would answer."""
+    """The version that would answer, or `trainingJobs/{job}@step:{step}`."""
     readiness: Global___GetModelStatusResponse.Readiness.ValueType
     """Whether it can."""
     calls_in_flight: _builtins.int

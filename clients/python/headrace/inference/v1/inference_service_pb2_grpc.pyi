@@ -34,6 +34,13 @@ class InferenceServiceStub:
         models/digits               the version with the alias "default", else the newest
         models/digits@champion      the version with that alias
         models/digits/versions/3    that version
+        trainingJobs/j@latest       the network of a job as its newest checkpoint has it, also while the job trains
+        trainingJobs/j@best         as the checkpoint of its best evaluation has it
+        trainingJobs/j@step:120     as the checkpoint of that step has it, while it is kept
+
+    Checkpoints of a job answer as soon as there is one, and never disturb its training: they are complete states that
+    the job has stored between two steps.  `@latest` and `@best` move on to a newer checkpoint once it is loaded, so no
+    call waits for it; every answer names its step, its checkpoint, and how far behind the job it is.
     """
 
     @_typing.overload
@@ -61,6 +68,13 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
         models/digits               the version with the alias "default", else the newest
         models/digits@champion      the version with that alias
         models/digits/versions/3    that version
+        trainingJobs/j@latest       the network of a job as its newest checkpoint has it, also while the job trains
+        trainingJobs/j@best         as the checkpoint of its best evaluation has it
+        trainingJobs/j@step:120     as the checkpoint of that step has it, while it is kept
+
+    Checkpoints of a job answer as soon as there is one, and never disturb its training: they are complete states that
+    the job has stored between two steps.  `@latest` and `@best` move on to a newer checkpoint once it is loaded, so no
+    call waits for it; every answer names its step, its checkpoint, and how far behind the job it is.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -84,6 +98,13 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         models/digits               the version with the alias "default", else the newest
         models/digits@champion      the version with that alias
         models/digits/versions/3    that version
+        trainingJobs/j@latest       the network of a job as its newest checkpoint has it, also while the job trains
+        trainingJobs/j@best         as the checkpoint of its best evaluation has it
+        trainingJobs/j@step:120     as the checkpoint of that step has it, while it is kept
+
+    Checkpoints of a job answer as soon as there is one, and never disturb its training: they are complete states that
+    the job has stored between two steps.  `@latest` and `@best` move on to a newer checkpoint once it is loaded, so no
+    call waits for it; every answer names its step, its checkpoint, and how far behind the job it is.
     """
 
     @_abc_1.abstractmethod

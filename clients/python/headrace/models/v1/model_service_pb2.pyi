@@ -575,7 +575,7 @@ class DownloadArtifactRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Any form of name that Predict takes.  Required."""
+    """Any form of name under `models/` that Predict takes.  Required."""
     path: _builtins.str
     """The path of the artifact; for example "model.onnx".  Required."""
     def __init__(

@@ -118,7 +118,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModelVersion(self, request, context):
-        """Returns one version.  Takes every form of name that Predict takes.
+        """Returns one version.  Takes every form of name under `models/` that Predict takes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class ModelServiceStub:
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UpdateModelRequest, _model_service_pb2.UpdateModelResponse]
     """Changes how the versions of a model are served.  Versions that are loaded follow in the background; calls go on."""
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelVersionRequest, _model_service_pb2.GetModelVersionResponse]
-    """Returns one version.  Takes every form of name that Predict takes."""
+    """Returns one version.  Takes every form of name under `models/` that Predict takes."""
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelVersionsRequest, _model_service_pb2.ListModelVersionsResponse]
     """Lists the versions of a model, newest first."""
     UploadModelVersion: _grpc.StreamUnaryMultiCallable[_model_service_pb2.UploadModelVersionRequest, _model_service_pb2.UploadModelVersionResponse]
@@ -70,7 +70,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     UpdateModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UpdateModelRequest, _model_service_pb2.UpdateModelResponse]  # type: ignore[assignment]
     """Changes how the versions of a model are served.  Versions that are loaded follow in the background; calls go on."""
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelVersionRequest, _model_service_pb2.GetModelVersionResponse]  # type: ignore[assignment]
-    """Returns one version.  Takes every form of name that Predict takes."""
+    """Returns one version.  Takes every form of name under `models/` that Predict takes."""
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelVersionsRequest, _model_service_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a model, newest first."""
     UploadModelVersion: _aio.StreamUnaryMultiCallable[_model_service_pb2.UploadModelVersionRequest, _model_service_pb2.UploadModelVersionResponse]  # type: ignore[assignment]
@@ -121,7 +121,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelVersionResponse, _abc.Awaitable[_model_service_pb2.GetModelVersionResponse]]:
-        """Returns one version.  Takes every form of name that Predict takes."""
+        """Returns one version.  Takes every form of name under `models/` that Predict takes."""
 
     @_abc_1.abstractmethod
     def ListModelVersions(
