@@ -115,6 +115,12 @@ class InferenceSettings(_Section):
     stream_window: int = Field(64, ge=1, description="Requests of one PredictStream that may be under way.")
     lanes_per_model: int = Field(1, ge=1, le=64, description="Threads that run one model.")
     threads_per_lane: int = Field(1, ge=1, le=256, description="Threads inside one run of a model.")
+    default_precision: Literal["fp32", "auto", "bf16", "fp16", "int8"] = Field(
+        "fp32", description="How models run whose owner has not said: fp32 is the registered program as it is."
+    )
+    measure_seconds: float = Field(
+        600, gt=0, description="How long measuring the ways to run one version may take; it happens in the background."
+    )
     load_seconds: float = Field(120, gt=0, description="How long loading one version may take.")
 
 

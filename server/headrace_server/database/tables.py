@@ -150,3 +150,14 @@ model_aliases = Table(
     Column("version", Integer, nullable=False),
     Column("assigned_at", UtcDateTime, nullable=False),
 )
+
+# What was measured of the ways to run a version, by hardware and versions of libraries.
+plan_measurements = Table(
+    "plan_measurements",
+    metadata,
+    Column("model", String(63), ForeignKey("models.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("environment", String(32), primary_key=True),
+    Column("body", JSON, nullable=False),
+    Column("measured_at", UtcDateTime, nullable=False),
+)

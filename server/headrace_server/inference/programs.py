@@ -50,6 +50,13 @@ class Programs:
             raise ModelFailed(str(version.name), f"{artifact.path} cannot be read: {error.strerror}") from error
         return Program(copies / artifact.path, artifact.digest, copies)
 
+    async def fetch_prepared(self, version: ModelVersion, key: str, digest: str) -> Program:
+        """Bring a file here that was made of a program.  Raises ModelFailed when it is missing or damaged."""
+        artifact = Artifact(
+            path=key.rpartition("/")[2], format=ArtifactFormat.OTHER, digest=digest, size_bytes=0, key=key
+        )
+        return await self.fetch(version, artifact)
+
     async def release(self, program: Program) -> None:
         """Remove the copy of a program that is no longer loaded."""
         if program.copies is not None:

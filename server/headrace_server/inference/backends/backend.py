@@ -8,6 +8,14 @@ from headrace_server.precision import Precision
 from headrace_server.tensors import Signature, Tensors
 
 
+class DeviceBroken(Exception):
+    """The device answers nothing any more, and will not until the process has ended."""
+
+    def __init__(self, device: str, problem: str) -> None:
+        super().__init__(f"{device} is broken: {problem}")
+        self.device = device
+
+
 class Session(Protocol):
     """One opened program.  It is opened, used and closed by the one thread that owns it."""
 

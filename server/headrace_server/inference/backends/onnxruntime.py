@@ -19,6 +19,7 @@ from headrace_server.tensors import Array, DataType, Signature, Tensors
 # NumPy has no such types of its own: they cross the border as their bits, with the type of the ONNX specification.
 _AS_BITS = {DataType.BF16: np.uint16, DataType.FP8_E4M3: np.uint8, DataType.FP8_E5M2: np.uint8}
 _ERRORS_ONLY = 3
+CPU_PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRuntimeBackend:
@@ -30,21 +31,38 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     format = ArtifactFormat.ONNX
 
-    def __init__(self, num_threads: int, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(self, num_threads: int, providers: Sequence[str] = (CPU_PROVIDER,)) -> None:
         self._num_threads = num_threads
         self._providers = list(providers)
 
     def open(self, path: Path, signature: Signature) -> "OnnxRuntimeSession":
         """Read a program.  Raises what ONNX Runtime raises."""
-        import onnxruntime
+        return open_program(path, signature, num_threads=self._num_threads, providers=self._providers)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._num_threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = _ERRORS_ONLY
-        inner = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
-        return OnnxRuntimeSession(inner, signature, dominant_precision(path))
+
+def open_program(
+    path: Path,
+    signature: Signature,
+    *,
+    num_threads: int,
+    providers: Sequence[str] = (CPU_PROVIDER,),
+    precision: Precision | None = None,
+) -> "OnnxRuntimeSession":
+    """A program with so many threads for each run.  `precision` is read from its weights unless it is given.
+
+    Raises what ONNX Runtime raises.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    built_for = onnxruntime.get_available_providers()
+    asked = [provider for provider in providers if provider in built_for]
+    inner = onnxruntime.InferenceSession(str(path), options, providers=asked)
+    return OnnxRuntimeSession(inner, signature, precision or dominant_precision(path))
 
 
 class OnnxRuntimeSession:
@@ -55,7 +73,9 @@ class OnnxRuntimeSession:
         self._output_names = [spec.name for spec in signature.outputs]
         self._specs = {spec.name: spec for spec in (*signature.inputs, *signature.outputs)}
         self._has_bits = any(spec.data_type in _AS_BITS for spec in self._specs.values())
-        self.device = "cuda:0" if inner.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        # What was asked for says nothing: the runtime falls back to the CPU without a word.
+        self.provider: str = inner.get_providers()[0]
+        self.device = "cpu" if self.provider == CPU_PROVIDER else "cuda:0"
         self.precision = precision
 
     def run(self, inputs: Tensors) -> Tensors:

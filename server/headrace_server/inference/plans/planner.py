@@ -1,0 +1,280 @@
+"""Finds out how a version is best run on this machine: from what was measured before, or by measuring it now.
+
+Measurements are rows of the database, one for each version and environment; prepared files are blobs under
+`plans/{digest of the programs}/{environment}/`, shared by all versions of the same programs.  A file that is missing or
+damaged makes its measurement void: it is done again.  Belongs to the event loop.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from headrace_server.devices import Devices
+from headrace_server.errors import HeadraceError, ModelFailed
+from headrace_server.inference.plans.candidates import Means, candidates
+from headrace_server.inference.plans.choice import Decision, decide, is_needed
+from headrace_server.inference.plans.environment import describe_environment, digest_of, find_means
+from headrace_server.inference.plans.measurement import Measurement, Source, Trial
+from headrace_server.inference.plans.measuring import MeasureJob
+from headrace_server.inference.plans.measuring_run import MEASURE_COMMAND, MeasuringFailed, run_measuring
+from headrace_server.inference.plans.opening import PlanFiles
+from headrace_server.inference.plans.plan import Plan
+from headrace_server.inference.programs import Program, Programs
+from headrace_server.models.plan_records import PlanRecords
+from headrace_server.models.version import ArtifactFormat, ModelVersion
+from headrace_server.precision import Precision, PrecisionPolicy
+from headrace_server.settings import InferenceSettings
+from headrace_server.storage.blob_store import BlobStore
+
+PROGRAM_FORMATS = (ArtifactFormat.ONNX, ArtifactFormat.TORCH_EXPORT)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SECONDS_PER_FIGURE = 0.15
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A decision with everything that its plans run from, on local disk."""
+
+    decision: Decision
+    measurement: Measurement
+    files: dict[str, PlanFiles]
+    """By the name of the plan."""
+    digest: str
+    """Of the program that most batches run: what an answer names."""
+    held: tuple[Program, ...]
+    """To be released when nothing runs from them any more."""
+
+
+class Planner:
+    """Plans of the versions of one server, on this machine."""
+
+    def __init__(
+        self,
+        store: BlobStore,
+        records: PlanRecords,
+        programs: Programs,
+        scratch: Path,
+        settings: InferenceSettings,
+        devices: Devices,
+        means: Means | None = None,
+        command: Sequence[str] = MEASURE_COMMAND,
+    ) -> None:
+        """`command` starts the measuring process; it gets the path of a job file."""
+        self._store = store
+        self._records = records
+        self._programs = programs
+        self._scratch = scratch / "plans"
+        self._settings = settings
+        self._devices = devices
+        self._means = means
+        self._command = tuple(command)
+        self._environment: dict[str, str] | None = None
+        self._turn = asyncio.Lock()
+        """One at a time: two would time each other."""
+
+    def wanted(self, policy: PrecisionPolicy) -> Precision:
+        """The precision that a policy asks for, the server's default where it leaves it open."""
+        return policy.precision or Precision(self._settings.default_precision)
+
+    async def environment(self) -> dict[str, str]:
+        """The hardware and the versions that measurements are made on."""
+        if self._environment is None:
+            self._environment = await asyncio.to_thread(describe_environment, self._devices)
+            self._means = self._means or await asyncio.to_thread(find_means, self._devices)
+        return self._environment
+
+    async def find(self, version: ModelVersion) -> Measurement | None:
+        """What was measured of a version in this environment; None when nothing was, or an older release did."""
+        body = await self._records.find(version, digest_of(await self.environment()))
+        if body is None:
+            return None
+        try:
+            return Measurement.model_validate(body)
+        except ValidationError:
+            return None
+
+    async def recall(self, version: ModelVersion, policy: PrecisionPolicy) -> Planned | None:
+        """What an earlier measurement says about a policy, ready to be opened; None when it has to be measured."""
+        measurement = await self.find(version)
+        if measurement is None or not await self._covers(measurement, version, policy):
+            return None
+        try:
+            return await self._ready(version, measurement, policy)
+        except ModelFailed as error:
+            log.warning("plans.prepared_file_lost", model=str(version.name), problem=str(error))
+            await self._records.forget(version)
+            return None
+
+    async def measure(self, version: ModelVersion, policy: PrecisionPolicy) -> Planned:
+        """Measure a version and decide.  Takes minutes; one at a time.
+
+        Raises ModelFailed when not even the registered program can be measured, StorageFull.
+        """
+        async with self._turn:
+            planned = await self.recall(version, policy)  # whoever had the turn may have measured the same
+            if planned is not None:
+                return planned
+            started_at = time.monotonic()
+            measurement = await self._measure(version, policy)
+            log.info(
+                "plans.measured",
+                model=str(version.name),
+                plans=len(measurement.trials),
+                seconds=time.monotonic() - started_at,
+            )
+        return await self._ready(version, measurement, policy)
+
+    def decide(self, measurement: Measurement, policy: PrecisionPolicy) -> Decision:
+        """What a policy makes of a measurement."""
+        return decide(measurement, self.wanted(policy), policy.tolerances, self._settings.max_batch_rows)
+
+    async def forget(self, version: ModelVersion) -> None:
+        """Have a version measured anew when it is next planned."""
+        await self._records.forget(version)
+
+    async def release(self, planned: Planned) -> None:
+        """Remove the local copies of what nothing runs from any more."""
+        for program in planned.held:
+            await self._programs.release(program)
+
+    def calibration_key(self, version: ModelVersion) -> str:
+        """Where rows lie that somebody supplied for a version."""
+        return f"calibration/{version.model}/{version.version}.safetensors"
+
+    # Inside.
+
+    async def _candidates(self, version: ModelVersion, policy: PrecisionPolicy) -> list[Plan]:
+        await self.environment()
+        assert self._means is not None
+        return candidates({artifact.format for artifact in version.artifacts}, self.wanted(policy), self._means)
+
+    async def _covers(self, measurement: Measurement, version: ModelVersion, policy: PrecisionPolicy) -> bool:
+        known = {trial.plan for trial in measurement.trials}
+        return all(
+            plan in known or not is_needed(plan, measurement.trials, policy.tolerances)
+            for plan in await self._candidates(version, policy)
+        )
+
+    async def _ready(self, version: ModelVersion, measurement: Measurement, policy: PrecisionPolicy) -> Planned:
+        decision = self.decide(measurement, policy)
+        held: list[Program] = []
+        files: dict[str, PlanFiles] = {}
+        digests: dict[str, str] = {}
+        try:
+            sources = {}
+            for plan in decision.plans:
+                if plan.source not in sources:
+                    artifact = version.artifact(plan.source)
+                    assert artifact is not None
+                    sources[plan.source] = await self._programs.fetch(version, artifact)
+                    held.append(sources[plan.source])
+                prepared: Program | None = None
+                trial = measurement.trial(plan.name)
+                if trial is not None and trial.prepared is not None:
+                    key = self._prepared_key(version, digest_of(measurement.environment), trial.prepared.name)
+                    prepared = await self._programs.fetch_prepared(version, key, trial.prepared.digest)
+                    held.append(prepared)
+                files[plan.name] = PlanFiles(sources[plan.source].path, prepared.path if prepared is not None else None)
+                digests[plan.name] = prepared.digest if prepared is not None else sources[plan.source].digest
+        except BaseException:
+            for program in held:
+                await self._programs.release(program)
+            raise
+        return Planned(decision, measurement, files, digests[decision.plans[-1].name], tuple(held))
+
+    async def _measure(self, version: ModelVersion, policy: PrecisionPolicy) -> Measurement:
+        folder = self._scratch / secrets.token_hex(16)
+        held: list[Program] = []
+        started_at = time.monotonic()
+        try:
+            await asyncio.to_thread(folder.mkdir, parents=True)
+            for artifact_format in PROGRAM_FORMATS:
+                artifact = version.artifact(artifact_format)
+                if artifact is not None:
+                    held.append(await self._programs.fetch(version, artifact))
+            calibration, source = await self._calibration(version, folder)
+            job = MeasureJob(
+                sources=dict(
+                    zip([f for f in PROGRAM_FORMATS if version.artifact(f)], [p.path for p in held], strict=True)
+                ),
+                signature=version.signature,
+                calibration=calibration,
+                calibration_source=source,
+                plans=tuple(await self._candidates(version, policy)),
+                tolerances=policy.tolerances,
+                sizes=tuple(size for size in SIZES if size <= self._settings.max_batch_rows),
+                thread_counts=tuple(sorted({1, self._devices.num_cores})),
+                seconds_per_figure=SECONDS_PER_FIGURE,
+                folder=folder,
+            )
+            deadline = started_at + self._settings.measure_seconds
+            begun, trials = await run_measuring(job, deadline, self._command)
+            environment = await self.environment()
+            trials = [await self._keep(version, trial, environment, folder) for trial in trials]
+            measurement = Measurement(
+                environment=environment,
+                source=begun.source,
+                why_drawn=begun.why_drawn,
+                num_rows=begun.num_rows,
+                reference=begun.reference,
+                is_higher_better=begun.is_higher_better,
+                metric_name=begun.metric_name,
+                trials=tuple(trials),
+                seconds=time.monotonic() - started_at,
+                measured_at=datetime.now(UTC),
+            )
+            body = measurement.model_dump(mode="json")
+            await self._records.put(version, digest_of(environment), body, measurement.measured_at)
+            return measurement
+        except (MeasuringFailed, OSError) as error:
+            raise ModelFailed(str(version.name), f"its plans cannot be measured: {error}") from error
+        finally:
+            for program in held:
+                await self._programs.release(program)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _keep(self, version: ModelVersion, trial: Trial, environment: dict[str, str], folder: Path) -> Trial:
+        """Put the file that was made for a plan into the store; one of a plan that cannot run is not kept."""
+        if trial.prepared is None:
+            return trial
+        if trial.problem:
+            return trial.model_copy(update={"prepared": None})
+        key = self._prepared_key(version, digest_of(environment), trial.prepared.name)
+        blob = await self._store.put_file(key, folder / trial.prepared.name)
+        assert blob.digest == trial.prepared.digest, "a prepared file has changed while it was stored"
+        return trial
+
+    def _prepared_key(self, version: ModelVersion, environment: str, name: str) -> str:
+        digests = [version_artifact.digest for f in PROGRAM_FORMATS if (version_artifact := version.artifact(f))]
+        programs = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
+        return f"plans/{programs}/{environment}/{name}"
+
+    async def _calibration(self, version: ModelVersion, folder: Path) -> tuple[Path | None, Source]:
+        """The rows to judge with: those that somebody supplied, else those that training stored."""
+        path = folder / "rows.safetensors"
+        try:
+            await self._store.fetch(self.calibration_key(version), path)
+        except KeyError:
+            pass
+        else:
+            return path, Source.CALLER
+        artifact = version.artifact(ArtifactFormat.CALIBRATION)
+        if artifact is None:
+            return None, Source.DRAWN
+        try:
+            blob = await self._store.fetch(artifact.key, path)
+        except (KeyError, HeadraceError) as error:
+            log.warning("plans.calibration_lost", model=str(version.name), problem=str(error))
+            return None, Source.DRAWN
+        return (path, Source.TRAINING) if blob.digest == artifact.digest else (None, Source.DRAWN)

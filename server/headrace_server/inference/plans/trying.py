@@ -1,0 +1,206 @@
+"""Tries one plan in the measuring process: makes it, compares its answers at several sizes of batch, and times it."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from headrace_server.inference.backends.backend import Session
+from headrace_server.inference.plans.difference import Difference, measure_difference
+from headrace_server.inference.plans.measurement import Arrangement, PreparedFile, Speed, Trial
+from headrace_server.inference.plans.opening import PlanFiles, open_plan
+from headrace_server.inference.plans.plan import CPU, Plan
+from headrace_server.inference.plans.preparing import prepare
+from headrace_server.models.calibration import CalibrationRows
+from headrace_server.models.version import ArtifactFormat
+from headrace_server.tensors import Array, Signature, Tensors
+
+HOPELESS = 4.0
+"""A plan that takes so many times as long as the 32-bit one is not timed any further."""
+_LEAST_RUNS, _MOST_RUNS = 3, 50
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all plans of a version are tried with."""
+
+    sources: dict[ArtifactFormat, Path]
+    signature: Signature
+    rows: CalibrationRows
+    sizes: Sequence[int]
+    """Rows of a batch, ascending."""
+    thread_counts: Sequence[int]
+    folder: Path
+    """Where prepared files go."""
+    seconds_per_figure: float
+    base: dict[tuple[int, int], float]
+    """Seconds of the 32-bit program by rows and threads; filled by its own trial."""
+    references: dict[int, Tensors]
+    """What every plan is compared with, by rows; filled before the first trial where the trained network's answers are
+    at hand, and else by the first trial itself."""
+
+
+def try_plan(plan: Plan, bench: Bench) -> Trial:
+    """Try a plan.  Whatever it raises is the trial's problem: this is what trying is for."""
+    started_at = time.perf_counter()
+    prepared: PreparedFile | None = None
+    try:
+        files = PlanFiles(bench.sources[plan.source])
+        if plan.prepared_file is not None:
+            target = bench.folder / plan.prepared_file
+            prepare(plan, files.source, bench.signature, bench.rows.inputs, target)
+            files = PlanFiles(files.source, target)
+            prepared = _describe(target)
+        prepare_seconds = time.perf_counter() - started_at
+        memory_before = _resident_bytes()
+        with _opened(plan, files, bench, bench.thread_counts[0]) as session:
+            differences = tuple(_compare(session, bench, rows) for rows in _compared_sizes(bench))
+            metric = _metric(session, bench)
+            resident_bytes = max(_resident_bytes() - memory_before, 0)
+            speeds = list(_time(session, bench, bench.thread_counts[0]))
+        if plan.device == CPU and len(bench.thread_counts) > 1:
+            with _opened(plan, files, bench, bench.thread_counts[-1]) as wide:
+                speeds += _time(wide, bench, bench.thread_counts[-1])
+        arrangements = tuple(_arrangements(plan, files, bench)) if _is_hopeful(speeds, bench) else ()
+    except Exception as error:  # noqa: BLE001 - a runtime may raise anything, and this is where we want to know
+        return Trial(plan=plan, problem=_first_line(error), prepared=prepared)
+    return Trial(
+        plan=plan,
+        differences=differences,
+        speeds=tuple(speeds),
+        arrangements=arrangements,
+        metric=metric,
+        prepared=prepared,
+        prepare_seconds=prepare_seconds if prepared is not None else 0.0,
+        resident_bytes=resident_bytes,
+    )
+
+
+def batch_of(arrays: Tensors, rows: int, signature: Signature) -> dict[str, Array]:
+    """So many rows, from the beginning again where there are not enough; all there is of a model without rows."""
+    if not signature.is_batchable:
+        return dict(arrays)
+    return {name: array[np.resize(np.arange(len(array)), rows)] for name, array in arrays.items()}
+
+
+@contextmanager
+def _opened(plan: Plan, files: PlanFiles, bench: Bench, num_threads: int, num_runs: int = 1) -> Iterator[Session]:
+    session = open_plan(plan, files, bench.signature, num_threads=num_threads, num_runs=num_runs)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def _compared_sizes(bench: Bench) -> list[int]:
+    """A single row, a usual batch, and the largest: what the parity certificate states."""
+    usual = [size for size in bench.sizes if size <= 8][-1:]
+    return sorted({bench.sizes[0], *usual, bench.sizes[-1]})
+
+
+def _compare(session: Session, bench: Bench, rows: int) -> Difference:
+    outputs = session.run(batch_of(bench.rows.inputs, rows, bench.signature))
+    reference = bench.references.setdefault(rows, outputs)
+    return measure_difference(reference, outputs, bench.signature)
+
+
+def _metric(session: Session, bench: Bench) -> float | None:
+    """The share of right classes, or the root of the mean squared error, on the rows whose targets are known."""
+    if not bench.rows.targets:
+        return None
+    (name, targets), *_ = bench.rows.targets.items()
+    answers = session.run(bench.rows.inputs)[name]
+    if says_classes(bench, name):
+        classes = answers.argmax(-1) if answers.dtype.kind == "f" and answers.ndim > 1 else answers
+        return float((classes == targets).mean())
+    return float(np.sqrt(np.mean((answers.astype(np.float64) - targets.astype(np.float64)) ** 2)))
+
+
+def says_classes(bench: Bench, output: str) -> bool:
+    """Whether an output says classes, so that being right is what counts; else it is how near it comes."""
+    spec = next(spec for spec in bench.signature.outputs if spec.name == output)
+    return bool(spec.class_names) or not spec.data_type.is_floating
+
+
+def _time(session: Session, bench: Bench, threads: int) -> Iterator[Speed]:
+    for rows in bench.sizes:
+        inputs = batch_of(bench.rows.inputs, rows, bench.signature)
+        base = bench.base.get((rows, threads))
+        seconds = _median_run(lambda: session.run(inputs), bench.seconds_per_figure, base)  # noqa: B023 - called at once
+        if base is None:
+            bench.base[rows, threads] = seconds
+        yield Speed(rows=rows, threads=threads, seconds=seconds)
+        if base is not None and seconds > base * HOPELESS:
+            return  # larger batches would be no better, and take minutes
+
+
+def _median_run(run: Callable[[], object], budget_seconds: float, base: float | None) -> float:
+    run()  # the first one pays for what is lazy
+    taken: list[float] = []
+    until = time.perf_counter() + budget_seconds
+    while len(taken) < _LEAST_RUNS or (time.perf_counter() < until and len(taken) < _MOST_RUNS):
+        started_at = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - started_at)
+        if base is not None and taken[0] > base * HOPELESS:
+            break
+    return statistics.median(taken)
+
+
+def _is_hopeful(speeds: Sequence[Speed], bench: Bench) -> bool:
+    return any(speed.seconds <= bench.base[speed.rows, speed.threads] * 1.1 for speed in speeds)
+
+
+def _arrangements(plan: Plan, files: PlanFiles, bench: Bench) -> Iterator[Arrangement]:
+    """One run with all threads, and as many runs of one thread as there are cores, on a usual batch."""
+    if plan.device != CPU:
+        return
+    rows = [size for size in bench.sizes if size <= 8][-1]
+    cores = bench.thread_counts[-1]
+    for sessions, threads in sorted({(1, cores), (cores, 1)}):
+        with _opened(plan, files, bench, threads, sessions) as session:
+            rate = _throughput(session, bench, rows, sessions)
+        yield Arrangement(sessions=sessions, threads=threads, rows=rows, rows_per_second=rate)
+
+
+def _throughput(session: Session, bench: Bench, rows: int, num_threads: int) -> float:
+    """Rows a second of so many threads that run the same session all the time."""
+    inputs = batch_of(bench.rows.inputs, rows, bench.signature)
+    counts = [0] * num_threads
+    until = time.perf_counter() + max(bench.seconds_per_figure * 2, 0.1)
+
+    def work(index: int) -> None:
+        session.run(inputs)
+        while time.perf_counter() < until:
+            session.run(inputs)
+            counts[index] += 1
+
+    started_at = time.perf_counter()
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(num_threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return max(sum(counts), 1) * rows / (time.perf_counter() - started_at)
+
+
+def _describe(path: Path) -> PreparedFile:
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+        return PreparedFile(name=path.name, digest=f"sha256:{digest}", size_bytes=file.tell())
+
+
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0][:500]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
