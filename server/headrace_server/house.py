@@ -5,7 +5,6 @@ up.
 """
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -17,7 +16,7 @@ import structlog
 
 from headrace_server.database.database import Database
 from headrace_server.datasets.catalog import Catalog
-from headrace_server.devices import Devices, find_devices
+from headrace_server.devices import find_devices
 from headrace_server.errors import CannotStart, HeadraceError
 from headrace_server.inference.engine import Engine
 from headrace_server.launchers.process import ProcessLauncher
@@ -171,7 +170,7 @@ class House:
             workspaces=folder.work,
             store_root=folder.store,
             quiet_seconds=settings.server.heartbeat_seconds,
-            has_gpu=functools.partial(_has_gpu, devices),
+            devices=lambda: devices,
         )
         rooms.push_async_callback(self._desk.close)
         interceptor = self._interceptor
@@ -234,7 +233,3 @@ class House:
             await asyncio.wait((working, hurrying))
         if is_done:
             working.result()
-
-
-def _has_gpu(devices: Devices) -> bool:
-    return devices.has_gpu

@@ -71,6 +71,9 @@ class TrainingSettings(_Section):
     lease_seconds: float = Field(4, gt=0, description="A worker that is silent this long is replaced.")
     attach_seconds: float = Field(60, gt=0, description="How long a new worker may take to attach.")
     cancel_grace_seconds: float = Field(20, ge=0, description="How long a graceful end may take before a kill.")
+    store_patience_seconds: float = Field(
+        600, gt=0, description="How long the store may refuse a worker before its job fails."
+    )
     restart_backoff_seconds: float = Field(
         0.5, ge=0, description="Wait before the first replacement; doubles, to 30 s."
     )

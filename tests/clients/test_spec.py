@@ -35,7 +35,12 @@ def test_keywords_become_the_contracts_message() -> None:
         evaluation=headrace.Evaluation(holdout_fraction=0.1),
         early_stopping=headrace.EarlyStopping(patience=2),
         checkpoint_period=timedelta(seconds=90),
+        keep_last=3,
+        start_from="digits@champion",
         device="cpu",
+        ranks=2,
+        placement=headrace.Placement(mode=headrace.Placement.MODE_YIELD),
+        preemptible=True,
         max_restarts=0,
     )
 
@@ -56,7 +61,14 @@ def test_keywords_become_the_contracts_message() -> None:
     assert spec.HasField("seed")  # a zero that was meant
     assert spec.HasField("max_restarts")
     assert spec.checkpoints.period.ToTimedelta() == timedelta(seconds=90)
+    assert (spec.checkpoints.keep_last, spec.checkpoints.HasField("keep_best")) == (3, False)
+    assert spec.start_from.model == "models/digits@champion"
     assert spec.resources.device == Resources.Device.DEVICE_CPU
+    assert spec.resources.ranks == 2
+    assert spec.resources.preemptible
+    assert spec.resources.placement.mode == headrace.Placement.MODE_YIELD
+    from_job = training_spec(dataset="d", model="m", start_from="trainingJobs/first@best")
+    assert from_job.start_from.training_job == "trainingJobs/first@best"
 
 
 @pytest.mark.parametrize(

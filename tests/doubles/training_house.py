@@ -11,6 +11,7 @@ from typing import Any
 from headrace_server.database.database import Database
 from headrace_server.datasets.catalog import Catalog
 from headrace_server.datasets.dataset import DatasetFormat
+from headrace_server.devices import Devices
 from headrace_server.models.registry import Registry
 from headrace_server.names import JobName
 from headrace_server.settings import DatasetSettings, ModelSettings, TrainingSettings
@@ -51,7 +52,7 @@ class TrainingHouse:
         self.settings = settings
         self.store = LocalBlobStore(folder / "store")
         self.launcher = ScriptedLauncher(self.store, script)
-        self.has_gpu = False
+        self.devices = Devices(num_cores=2, memory_bytes=1 << 34, num_gpus=0, no_gpu_reason="a test")
         self.quiet_seconds = 30.0
 
     async def build(self) -> None:
@@ -78,7 +79,7 @@ class TrainingHouse:
             workspaces=self.folder / "workspaces",
             store_root=self.folder / "store",
             quiet_seconds=self.quiet_seconds,
-            has_gpu=lambda: self.has_gpu,
+            devices=lambda: self.devices,
         )
         self.launcher.desk = self.desk
         await self.desk.open()

@@ -10,7 +10,9 @@ import pytest
 from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.errors import DatasetNotFound, InvalidSpec, NameTaken
 from headrace_server.trainers.recipe import Epochs, Steps
+from headrace_server.training.checkpoints import CheckpointFile, CheckpointManifest, StoredCheckpoint
 from headrace_server.training.draft import SpecDraft, StartRequest
+from headrace_server.training.spec import StartPoint
 from headrace_server.training.states import JobState
 from tests.doubles.training_house import TrainingHouse, training_house
 
@@ -153,11 +155,79 @@ async def test_a_data_set_in_a_format_that_the_trainer_cannot_read_is_refused(tm
 
 async def test_a_gpu_is_accepted_where_there_is_one(tmp_path: Path) -> None:
     async with training_house(tmp_path) as house:
-        house.has_gpu = True
+        house.devices = replace(house.devices, num_gpus=2)
 
-        job = await house.start(recipe={"device": "gpu"}, validate_only=True)
+        job = await house.start(recipe={"device": "gpu"}, num_ranks=2, validate_only=True)
 
         assert job.spec.recipe.device == "gpu"
+        assert job.spec.num_ranks == 2
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "num_ranks", "problem"),
+    [
+        (0, "auto", 3, "3 ranks need as many processor cores, and this server has 2"),
+        (1, "auto", 2, "2 ranks need as many GPUs, and this server has 1"),
+        (1, "cpu", 3, "3 ranks need as many processor cores, and this server has 2"),
+        (0, "auto", 0, "must be 1 to 64"),
+        (0, "auto", 65, "must be 1 to 64"),
+        (8, "auto", 8, "8 ranks cannot share the 4 rows of a step"),
+    ],
+)
+async def test_more_ranks_than_there_is_room_for_are_refused(
+    tmp_path: Path, num_gpus: int, device: str, num_ranks: int, problem: str
+) -> None:
+    async with training_house(tmp_path) as house:
+        house.devices = replace(house.devices, num_gpus=num_gpus)
+
+        request = house.request(num_ranks=num_ranks, recipe={"device": device, "batch_size": 4})
+
+        assert (await violations(house, request))["spec.num_ranks"] == problem
+
+
+async def test_a_start_is_frozen_to_what_it_names_now(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        first = await house.over(await house.start())
+        await house.cleaned_up(first)
+        assert first.latest_checkpoint is not None
+        manifest = CheckpointManifest(
+            step=3, is_best=True, files=(CheckpointFile(path="weights.safetensors", digest="sha256:w", size_bytes=1),)
+        )
+        stored = StoredCheckpoint.of(f"checkpoints/{first.id}/", manifest)
+        await house.store.put_bytes(stored.manifest_key, manifest.content())
+        announced = first.latest_checkpoint.model_copy(update={"uri": stored.manifest_key})
+        await house.desk._jobs.amend(first.id, lambda it: it.note_checkpoint(announced))
+
+        job = await house.start(start_from=f"{first.name}@best", validate_only=True)
+
+        assert job.spec.start_from == StartPoint(
+            name=f"{first.name}@best", key=f"{stored.folder}weights.safetensors", digest="sha256:w"
+        )
+        await stored.remove(house.store)
+        found = await violations(house, house.request(start_from=str(first.name)))
+        assert "is no longer in the store" in found["spec.start_from"]
+
+
+@pytest.mark.parametrize(
+    ("start_from", "problem"),
+    [
+        ("models/nobody", "does not exist"),
+        ("models/flowers", "holds no weights: it was not trained here"),
+        ("models/Nobody", "models/{model}"),
+        ("trainingJobs/nobody", "does not exist"),
+        ("trainingJobs/nobody@worst", "is neither models/… nor trainingJobs/…"),
+        ("trainingJobs/waiting", "has no checkpoint yet"),
+    ],
+)
+async def test_a_start_that_is_not_there_is_a_violation(tmp_path: Path, start_from: str, problem: str) -> None:
+    async with training_house(tmp_path) as house:
+        await house.over(await house.start())
+        waiting = await house.start(job_id="waiting")
+        await house.desk.pause(waiting.name, reason="")
+
+        found = await violations(house, house.request(start_from=start_from))
+
+        assert problem in found["spec.start_from"]
 
 
 def test_field_paths_follow_the_longest_prefix_that_is_known() -> None:

@@ -11,6 +11,7 @@ import pytest
 from headrace_server.errors import InvalidDataset
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.storage.blob_store import Blob
+from headrace_server.trainers.recipe import CheckpointPolicy
 from headrace_server.trainers.reports import CheckpointWritten, WarningRaised
 from headrace_server.training.checkpoints import StoredCheckpoint, list_checkpoints
 from headrace_server.worker.materials import Materials
@@ -57,7 +58,7 @@ def save(store: MoodyStore, outbox: Outbox, tmp_path: Path) -> Save:
         folder.mkdir(parents=True)
         (folder / "weights.safetensors").write_bytes(b"w" * step)
         (folder / "state.json").write_text("{}")
-        publisher = Publisher(store, Shelf(tmp_path / "trainer", PREFIX, "exports/j/1/"), outbox)
+        publisher = Publisher(store, Shelf(tmp_path / "trainer", PREFIX, "exports/j/1/"), CheckpointPolicy(), outbox)
         task = asyncio.create_task(publisher.run())
         publisher.publish(CheckpointWritten(folder=str(folder), step=step, is_best=is_best))
         await asyncio.wait_for(publisher.wait_until_idle(), 5)

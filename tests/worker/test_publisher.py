@@ -6,11 +6,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace_server.errors import StorageFull
 from headrace_server.rpc.wire.worker import report_from_proto
+from headrace_server.trainers.recipe import CheckpointPolicy
 from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, WarningRaised
-from headrace_server.training.checkpoints import CheckpointManifest, StoredCheckpoint, digest_of, list_checkpoints
+from headrace_server.training.checkpoints import (
+    CheckpointManifest,
+    StoredCheckpoint,
+    choose_kept,
+    digest_of,
+    list_checkpoints,
+)
 from headrace_server.training.events import CheckpointSaved
 from headrace_server.training.session import Exported, ReportContent
 from headrace_server.worker.outbox import Outbox
@@ -53,9 +62,13 @@ def written(tmp_path: Path) -> Callable[..., CheckpointWritten]:
 
 @asynccontextmanager
 async def publishing(
-    store: MoodyStore, outbox: Outbox, tmp_path: Path, persistence: Persistence = QUICK
+    store: MoodyStore,
+    outbox: Outbox,
+    tmp_path: Path,
+    persistence: Persistence = QUICK,
+    policy: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008 - it never changes
 ) -> AsyncIterator[Publisher]:
-    publisher = Publisher(store, Shelf(tmp_path / "trainer", PREFIX, "exports/j/1/"), outbox, persistence)
+    publisher = Publisher(store, Shelf(tmp_path / "trainer", PREFIX, "exports/j/1/"), policy, outbox, persistence)
     task = asyncio.create_task(publisher.run())
     try:
         yield publisher
@@ -120,6 +133,61 @@ async def test_the_newest_and_the_newest_best_are_kept(
 
     assert kept == [[1], [2, 1], [3, 1], [4], [5, 4]]
     assert await saved_steps(outbox) == [1, 2, 3, 4, 5]
+
+
+async def test_as_many_are_kept_as_the_policy_says(
+    store: MoodyStore, outbox: Outbox, tmp_path: Path, written: Callable[..., CheckpointWritten]
+) -> None:
+    async with publishing(store, outbox, tmp_path, policy=CheckpointPolicy(keep_last=3, keep_best=2)) as publisher:
+        for step, is_best in ((1, True), (2, True), (3, True), (4, False), (5, False), (6, False), (7, False)):
+            publisher.publish(written(step, is_best))
+            await publisher.wait_until_idle()
+
+    assert [checkpoint.step for checkpoint in await list_checkpoints(store, PREFIX)] == [7, 6, 5, 3, 2]
+
+
+async def test_steps_beyond_the_one_that_was_continued_from_are_not_kept(
+    store: MoodyStore, outbox: Outbox, tmp_path: Path, written: Callable[..., CheckpointWritten]
+) -> None:
+    async with publishing(store, outbox, tmp_path) as publisher:
+        publisher.publish(written(9))
+        await publisher.wait_until_idle()
+
+    async with publishing(
+        store, outbox, tmp_path
+    ) as publisher:  # that one was damaged: another worker begins before it
+        publisher.publish(written(5))
+        await publisher.wait_until_idle()
+
+    assert [checkpoint.step for checkpoint in await list_checkpoints(store, PREFIX)] == [5]
+
+
+@given(
+    steps=st.dictionaries(st.integers(0, 50), st.booleans()), keep_last=st.integers(1, 5), keep_best=st.integers(1, 5)
+)
+def test_what_is_kept_holds_the_newest_and_the_best_and_no_more(
+    steps: dict[int, bool], keep_last: int, keep_best: int
+) -> None:
+    complete = {StoredCheckpoint(step, f"c/{step}/"): best for step, best in steps.items()}
+
+    kept = choose_kept(complete, keep_last=keep_last, keep_best=keep_best)
+
+    assert len(kept) <= keep_last + keep_best
+    newest = sorted(complete, reverse=True)
+    assert set(newest[:keep_last]) <= kept
+    assert set([it for it in newest if complete[it]][:keep_best]) <= kept
+
+
+async def test_a_store_that_is_away_for_too_long_is_lost(
+    store: MoodyStore, outbox: Outbox, tmp_path: Path, written: Callable[..., CheckpointWritten]
+) -> None:
+    store.refusal, store.num_refusals = ConnectionRefusedError("nobody is there"), -1
+    async with publishing(store, outbox, tmp_path, Persistence(0.1, 0.02)) as publisher:
+        publisher.publish(written(1))
+        async with asyncio.timeout(10):
+            await publisher.lost_store.wait()
+
+    assert "nobody is there" in publisher.problem
 
 
 async def test_an_earlier_attempts_best_is_kept_too(

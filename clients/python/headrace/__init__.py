@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         AdamW as AdamW, Augmentation as Augmentation, ConstantSchedule as ConstantSchedule,
         CosineSchedule as CosineSchedule, EarlyStopping as EarlyStopping, Evaluation as Evaluation,
         ImageClassificationTrainer as ImageClassificationTrainer, LinearSchedule as LinearSchedule,
-        MovingAverage as MovingAverage, Numerics as Numerics, PluginTrainer as PluginTrainer, Sgd as Sgd,
+        MovingAverage as MovingAverage, Numerics as Numerics, Placement as Placement, PluginTrainer as PluginTrainer, Sgd as Sgd,
         StepDecaySchedule as StepDecaySchedule, TabularTrainer as TabularTrainer, TrainingSpec as TrainingSpec,
     )
     # isort: on
@@ -96,7 +96,7 @@ _HOMES = {
     "headrace.training.v1.training_job_pb2": ("CheckpointSaved", "StepCompleted", "TrainingJob"),
     "headrace.training.v1.training_spec_pb2": (
         "AdamW", "Augmentation", "ConstantSchedule", "CosineSchedule", "EarlyStopping", "Evaluation",
-        "ImageClassificationTrainer", "LinearSchedule", "MovingAverage", "Numerics", "PluginTrainer", "Sgd",
+        "ImageClassificationTrainer", "LinearSchedule", "MovingAverage", "Numerics", "Placement", "PluginTrainer", "Sgd",
         "StepDecaySchedule", "TabularTrainer", "TrainingSpec",
     ),
 }  # fmt: skip

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
 from headrace.names import dataset_name, model_name
@@ -25,10 +24,12 @@ from headrace.training.v1.training_spec_pb2 import (
     MovingAverage,
     Numerics,
     Optimizer,
+    Placement,
     PluginTrainer,
     Resources,
     Schedule,
     Sgd,
+    StartFrom,
     StepDecaySchedule,
     TabularTrainer,
     TrainingSpec,
@@ -82,8 +83,18 @@ class SpecKeywords(TypedDict, total=False):
     """For example EarlyStopping(patience=5)."""
     checkpoint_period: timedelta
     """Besides a checkpoint after each evaluation."""
+    keep_last: int
+    """How many of the newest checkpoints are kept."""
+    keep_best: int
+    """How many of those that were the best when they were evaluated are kept."""
+    start_from: str
+    """Weights to begin with: "models/digits@champion", "trainingJobs/first" or "trainingJobs/first@best"."""
     device: DeviceName
     cpu_threads: int
+    ranks: int
+    """Processes that train together; on a GPU each has one of its own."""
+    placement: Placement
+    """For example Placement(mode=Placement.Mode.MODE_YIELD), which lets predictions go first."""
     priority: int
     """Higher goes first among waiting jobs, -100 to 100."""
     preemptible: bool
@@ -124,10 +135,7 @@ def training_spec(**keywords: Unpack[SpecKeywords]) -> TrainingSpec:
         _set_trainer(spec, trainer)
     _set_arithmetic(spec, keywords)
     _set_resources(spec, keywords)
-    if (period := keywords.get("checkpoint_period")) is not None:
-        duration = Duration()
-        duration.FromTimedelta(period)
-        spec.checkpoints.CopyFrom(CheckpointPolicy(period=duration))
+    _set_checkpoints(spec, keywords)
     return spec
 
 
@@ -198,8 +206,20 @@ def _schedule(schedule: ConstantSchedule | CosineSchedule | LinearSchedule | Ste
             raise TypeError(f"schedule: {type(schedule).__name__} is not a schedule such as CosineSchedule")
 
 
+def _set_checkpoints(spec: TrainingSpec, keywords: SpecKeywords) -> None:
+    if keywords.keys() & {"checkpoint_period", "keep_last", "keep_best"}:
+        policy = CheckpointPolicy(keep_last=keywords.get("keep_last"), keep_best=keywords.get("keep_best"))
+        if (period := keywords.get("checkpoint_period")) is not None:
+            policy.period.FromTimedelta(period)
+        spec.checkpoints.CopyFrom(policy)
+    if start := keywords.get("start_from", ""):
+        spec.start_from.CopyFrom(
+            StartFrom(training_job=start) if start.startswith("trainingJobs/") else StartFrom(model=model_name(start))
+        )
+
+
 def _set_resources(spec: TrainingSpec, keywords: SpecKeywords) -> None:
-    if not keywords.keys() & {"device", "cpu_threads", "priority", "preemptible"}:
+    if not keywords.keys() & {"device", "cpu_threads", "ranks", "placement", "priority", "preemptible"}:
         return
     device = keywords.get("device", "auto")
     spec.resources.CopyFrom(
@@ -208,6 +228,8 @@ def _set_resources(spec: TrainingSpec, keywords: SpecKeywords) -> None:
             if device == "auto"
             else Resources.Device.Value(f"DEVICE_{device.upper()}"),
             cpu_threads=keywords.get("cpu_threads"),
+            ranks=keywords.get("ranks"),
+            placement=keywords.get("placement"),
             priority=keywords.get("priority", 0),
             preemptible=keywords.get("preemptible", False),
         )

@@ -31,6 +31,8 @@ class JobFile(BaseModel):
     """A folder that belongs to this process; everything it writes goes below it."""
     resume_from: Path | None
     """A checkpoint folder to continue from."""
+    start_from: Path | None = None
+    """A file of weights (safetensors) to begin with, where there is no checkpoint to continue from."""
     report_descriptor: int
     """The file descriptor that reports go to, one JSON object a line."""
 

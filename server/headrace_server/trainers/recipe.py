@@ -95,9 +95,32 @@ class EarlyStopping(_Part):
 
 
 class CheckpointPolicy(_Part):
-    """When checkpoints are taken besides after each evaluation."""
+    """When checkpoints are taken besides after each evaluation, and which are kept."""
 
     period_seconds: float = Field(30.0, ge=1)
+    keep_last: int = Field(1, ge=1, le=1000)
+    """How many of the newest."""
+    keep_best: int = Field(1, ge=1, le=1000)
+    """How many of those that were the best when they were evaluated."""
+
+
+class Sharing(StrEnum):
+    """Who goes first on a device that models are served from."""
+
+    EXCLUSIVE = "exclusive"
+    """Nobody."""
+    YIELD = "yield"
+    """Predictions."""
+
+
+class Placement(_Part):
+    """How a training shares its device with models that are served from it."""
+
+    mode: Sharing = Sharing.EXCLUSIVE
+    max_block_seconds: float = Field(0.02, ge=0.001, le=10)
+    """How long a prediction may have to wait for one micro-batch."""
+    min_share: float = Field(0.1, ge=0.01, le=1)
+    """The share of its time that the training goes on however busy the models are."""
 
 
 class MovingAverage(_Part):
@@ -170,6 +193,7 @@ class Recipe(_Part):
     evaluation: Evaluation = Evaluation()
     early_stopping: EarlyStopping | None = None
     checkpoints: CheckpointPolicy = CheckpointPolicy()
+    placement: Placement = Placement()
     device: Device = Device.AUTO
     cpu_threads: int | None = Field(None, ge=1, le=1024)
     """None: as many as the machine has cores."""

@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from headrace_server.datasets.dataset import DatasetVersion
+from headrace_server.devices import Devices
 from headrace_server.errors import DatasetNotFound, InvalidName, InvalidSpec, Violation
 from headrace_server.names import ID_RULE, DatasetName, ModelName, is_id
 from headrace_server.trainers.family import Family, Parameters
 from headrace_server.trainers.recipe import Device, Recipe
 from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.goods import Datasets, KnownFamilies
-from headrace_server.training.spec import TrainingSpec
+from headrace_server.training.spec import StartPoint, TrainingSpec
+from headrace_server.training.start_points import StartPoints
 
 LONGEST_REQUEST_ID = 128
 MOST_LABELS = 64
@@ -26,6 +28,7 @@ LONGEST_LABEL_KEY = 63
 LONGEST_LABEL_VALUE = 255
 PRIORITIES = range(-100, 101)
 RESTARTS = range(101)
+MOST_RANKS = 64
 DEFAULT_MAX_RESTARTS = 3
 LARGEST_CHOSEN_SEED = 2**32
 
@@ -35,10 +38,13 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 class Admission:
     """Checks requests against what there is: families, data sets, devices."""
 
-    def __init__(self, families: KnownFamilies, datasets: Datasets, has_gpu: Callable[[], bool]) -> None:
+    def __init__(
+        self, families: KnownFamilies, datasets: Datasets, start_points: StartPoints, devices: Callable[[], Devices]
+    ) -> None:
         self._families = families
         self._datasets = datasets
-        self._has_gpu = has_gpu
+        self._start_points = start_points
+        self._devices = devices
 
     async def admit(self, request: StartRequest) -> TrainingSpec:
         """The specification that a request asks for.
@@ -55,6 +61,7 @@ class Admission:
         violations += _limit_violations(draft)
         if isinstance(recipe, Recipe):
             violations += await self._recipe_violations(draft, recipe, family)
+        start_from = await self._find_start(draft, violations)
         dataset, missing = await self._find_dataset(draft, violations)
         if dataset is not None and family is not None:
             violations += _dataset_violations(draft, family, parameters, dataset)
@@ -75,6 +82,8 @@ class Admission:
             recipe=recipe,
             priority=draft.priority,
             is_preemptible=draft.is_preemptible,
+            num_ranks=1 if draft.num_ranks is None else draft.num_ranks,
+            start_from=start_from,
             max_restarts=DEFAULT_MAX_RESTARTS if draft.max_restarts is None else draft.max_restarts,
         )
 
@@ -109,9 +118,36 @@ class Admission:
             description = f"{metric!r} is not a measure of {family.name}: {', '.join(family.metrics)}"
             found.append(Violation(draft.field_path("recipe.evaluation.metric"), description))
         # Looking for devices may ask a driver, which takes its time.
-        if recipe.device is Device.GPU and not await asyncio.to_thread(self._has_gpu):
+        devices = await asyncio.to_thread(self._devices)
+        if recipe.device is Device.GPU and not devices.has_gpu:
             found.append(Violation(draft.field_path("recipe.device"), "this server has no GPU"))
+        if draft.num_ranks is not None and (problem := _describe_ranks(draft.num_ranks, recipe, devices)):
+            found.append(Violation(draft.field_path("num_ranks"), problem))
         return found
+
+    async def _find_start(self, draft: SpecDraft, violations: list[Violation]) -> StartPoint | None:
+        if not draft.start_from:
+            return None
+        found = await self._start_points.find(draft.start_from, draft.field_path("start_from"))
+        if isinstance(found, Violation):
+            violations.append(found)
+            return None
+        return found
+
+
+def _describe_ranks(num_ranks: int, recipe: Recipe, devices: Devices) -> str:
+    """Why so many ranks cannot train here; empty when they can."""
+    if not 1 <= num_ranks <= MOST_RANKS:
+        return f"must be 1 to {MOST_RANKS}"
+    if recipe.device is Device.CPU or not devices.has_gpu:
+        limit, what = devices.num_cores, "processor cores"
+    else:
+        limit, what = devices.num_gpus, "GPUs"
+    if num_ranks > limit:
+        return f"{num_ranks} ranks need as many {what}, and this server has {limit}"
+    if recipe.batch_size < num_ranks:
+        return f"{num_ranks} ranks cannot share the {recipe.batch_size} rows of a step"
+    return ""
 
 
 def request_violations(request: StartRequest) -> list[Violation]:

@@ -12,6 +12,7 @@ from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.models.version import Artifact, Lineage
 from headrace_server.tensors import Signature
 from headrace_server.trainers.recipe import Recipe
+from headrace_server.training.spec import StartPoint
 
 ASSIGNMENT_FILE = "assignment.json"
 """The name of the assignment in the folder that the agent is started with."""
@@ -43,6 +44,12 @@ class Assignment(BaseModel):
     """"sha256:" and 64 hexadecimal digits; the agent checks what it fetched against it."""
     resume_from: str | None
     """The key of a checkpoint's manifest in the store; None: from the beginning."""
+    start_from: StartPoint | None = None
+    """Weights to begin with where there is no checkpoint."""
+    num_ranks: int = 1
+    """Trainer processes, which train together."""
+    store_patience_seconds: float = 600
+    """How long the store may refuse before the attempt is given up."""
     store_root: Path
     """The folder of the LocalBlobStore, which server and agent share."""
     checkpoint_prefix: str

@@ -8,6 +8,7 @@ The folder's name vouches for the manifest, the manifest for every file.  Knows 
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,18 @@ async def list_checkpoints(store: BlobStore, prefix: str) -> list[StoredCheckpoi
     """All checkpoint folders below `prefix`, complete or not, the one of the last step first."""
     found = {StoredCheckpoint.parse(key[len(prefix) :]) for key in await store.list(prefix)}
     return sorted((StoredCheckpoint(each.step, prefix + each.folder) for each in found if each), reverse=True)
+
+
+def choose_kept(
+    complete: Mapping[StoredCheckpoint, bool], *, keep_last: int, keep_best: int
+) -> frozenset[StoredCheckpoint]:
+    """Which of the complete checkpoints are kept; for each, whether it was the best when it was evaluated.
+
+    The newest `keep_last`, and the newest `keep_best` of those that were the best.
+    """
+    newest = sorted(complete, reverse=True)
+    best = [checkpoint for checkpoint in newest if complete[checkpoint]]
+    return frozenset(newest[:keep_last]) | frozenset(best[:keep_best])
 
 
 def describe_folder(folder: Path, step: int, is_best: bool) -> CheckpointManifest:

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from headrace_server.database.database import Database
+from headrace_server.devices import Devices
 from headrace_server.errors import (
     Draining,
     HeadraceError,
@@ -45,6 +46,7 @@ from headrace_server.training.publication import Publisher
 from headrace_server.training.queue import JobQueue
 from headrace_server.training.session import WorkerHello, WorkerSession
 from headrace_server.training.spec import TrainingSpec
+from headrace_server.training.start_points import StartPoints
 from headrace_server.training.states import JobState
 from headrace_server.training.supervisor import Supervisor
 from headrace_server.training.verbs import Verb
@@ -75,7 +77,7 @@ class TrainingDesk:
         workspaces: Path,
         store_root: Path,
         quiet_seconds: float,
-        has_gpu: Callable[[], bool],
+        devices: Callable[[], Devices],
     ) -> None:
         """`quiet_seconds`: after how long with nothing to say a reader gets None (`server.heartbeat_seconds`).
 
@@ -85,11 +87,11 @@ class TrainingDesk:
         self._settings = settings
         self._metrics = metrics
         self._quiet_seconds = quiet_seconds
-        self._admission = Admission(families, datasets, has_gpu)
         self._queue = JobQueue(settings.queue_limit)
         self._tasks = OwnedTasks()
         self._journals = Journals(database, metrics)
         self._jobs = JobStore(database, self._journals, settings, metrics)
+        self._admission = Admission(families, datasets, StartPoints(models, self._jobs, store), devices)
         self._workers = Workers(
             launcher, settings, worker_address=worker_address, workspaces=workspaces, store_root=store_root
         )

@@ -23,6 +23,9 @@ class SpecDraft:
     """Nested as `trainers/recipe.py`; unions carry their `kind`."""
     priority: int = 0
     is_preemptible: bool = False
+    num_ranks: int | None = None
+    start_from: str = ""
+    """`models/…` or `trainingJobs/…`; empty: from random weights."""
     max_restarts: int | None = None
     field_paths: Mapping[str, str] = field(default_factory=dict)
     """From a path in this draft ("recipe.length.count", "parameters", "model") to the contract's path of that field

@@ -1,11 +1,13 @@
 """Removes from the store what nobody needs of a job that is over: old checkpoints, and exports never registered.
 
-While a job trains, its agent retires its checkpoints itself; a lost agent leaves some behind.  The newest checkpoint
-and the best are kept.
+While a job trains, its agent retires its checkpoints itself; a lost agent leaves some behind.
 """
+
+import contextlib
 
 from headrace_server.names import ModelName
 from headrace_server.storage.blob_store import BlobStore
+from headrace_server.training.checkpoints import Damaged, StoredCheckpoint, choose_kept, list_checkpoints
 from headrace_server.training.goods import Models
 from headrace_server.training.job import Job
 from headrace_server.training.workers import checkpoint_prefix
@@ -19,13 +21,28 @@ class Leftovers:
         self._models = models
 
     async def sweep(self, job: Job) -> None:
-        """Remove everything of a job that is over except its newest and best checkpoints and what is registered."""
-        checkpoints = (job.latest_checkpoint, job.best_checkpoint)
-        await self._remove_except(job, {_unit(checkpoint.uri) for checkpoint in checkpoints if checkpoint is not None})
+        """Remove everything of a job that is over except the checkpoints of its policy and what is registered."""
+        announced = [it for it in (job.latest_checkpoint, job.best_checkpoint) if it is not None]
+        kept = {_unit(checkpoint.uri) for checkpoint in announced}
+        if job.latest_checkpoint is not None:
+            policy = job.spec.recipe.checkpoints
+            complete = await self._complete(job.id, job.latest_checkpoint.step)
+            chosen = choose_kept(complete, keep_last=policy.keep_last, keep_best=policy.keep_best)
+            kept |= {checkpoint.folder for checkpoint in chosen}
+        await self._remove_except(job, kept)
 
     async def remove(self, job: Job) -> None:
         """Remove everything of a job that is over except what is registered."""
         await self._remove_except(job, set())
+
+    async def _complete(self, job: str, last_step: int) -> dict[StoredCheckpoint, bool]:
+        """The complete checkpoints up to a step, and whether each was the best when it was evaluated."""
+        complete = {}
+        for stored in await list_checkpoints(self._store, checkpoint_prefix(job)):
+            if stored.step <= last_step:
+                with contextlib.suppress(KeyError, Damaged):
+                    complete[stored] = (await stored.manifest(self._store)).is_best
+        return complete
 
     async def _remove_except(self, job: Job, kept: set[str]) -> None:
         if job.model_version:

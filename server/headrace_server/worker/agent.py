@@ -39,6 +39,9 @@ from headrace_server.worker.spool import Spool
 from headrace_server.worker.trainer_process import TRAINER_COMMAND
 from headrace_server.worker.watch import EXIT_SECONDS, Ending, TrainerStart, Watch
 
+STORE_LOST = "StoreLost"
+"""The kind of error of an attempt that was given up because the store has refused for too long."""
+
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -77,8 +80,9 @@ class Agent:
         self._publisher = Publisher(
             store,
             Shelf(self._trainer_folder, assignment.checkpoint_prefix, assignment.artifact_prefix),
+            assignment.recipe.checkpoints,
             self._outbox,
-            self._ways.publishing,
+            self._ways.publishing or Persistence(assignment.store_patience_seconds),
         )
         self._watch: Watch | None = None
         self._link = Link(
@@ -126,6 +130,7 @@ class Agent:
         async with asyncio.TaskGroup() as tasks:
             link = tasks.create_task(self._link.run())
             detachment = tasks.create_task(self._leave_when_detached())
+            outage = tasks.create_task(self._stop_when_store_is_lost())
             publishing = tasks.create_task(self._publisher.run())
             ended = await self._attempt()
             publishing.cancel()
@@ -134,12 +139,19 @@ class Agent:
             is_kept = await self._say_farewell()
             link.cancel()
             detachment.cancel()
+            outage.cancel()
         return is_kept
 
     async def _leave_when_detached(self) -> None:
         await self._link.detached.wait()
         log.warning("agent.detached", seconds=self._assignment.detached_seconds)
         self.leave()
+
+    async def _stop_when_store_is_lost(self) -> None:
+        """Nothing that is trained from now on could be kept."""
+        await self._publisher.lost_store.wait()
+        log.error("agent.store_lost", why=self._publisher.problem)
+        self._orders.give(StopWorker(kill=True, grace_seconds=0))
 
     async def _attempt(self) -> TrainerEnded:
         """From the first phase to the trainer's end and everything published."""
@@ -171,6 +183,9 @@ class Agent:
         checkpoint = None
         if assignment.resume_from is not None:
             checkpoint = await materials.checkpoint(assignment.checkpoint_prefix, assignment.resume_from)
+        start = None
+        if checkpoint is None and assignment.start_from is not None:
+            start = await materials.weights(assignment.start_from.key, assignment.start_from.digest)
         job = JobFile(
             job=assignment.job,
             trainer=assignment.trainer,
@@ -180,6 +195,7 @@ class Agent:
             dataset_format=assignment.dataset_format,
             workspace=self._trainer_folder,
             resume_from=checkpoint,
+            start_from=start,
             report_descriptor=0,
         )
         return lambda descriptor: job.model_copy(update={"report_descriptor": descriptor})
@@ -223,6 +239,8 @@ class Agent:
             last_lines=ending.last_lines,
             num_killed=ending.num_killed,
         )
+        if self._publisher.lost_store.is_set():
+            return replace(ended, outcome=Outcome.FAILED, error=STORE_LOST, message=self._publisher.problem)
         match ending.last_word:
             case Failed(error=error, message=message):
                 return replace(ended, outcome=Outcome.FAILED, error=error, message=message)
@@ -261,7 +279,7 @@ class Agent:
 
     def _clean_up(self) -> None:
         """Remove what is large; the server removes the rest with the folder."""
-        for name in ("data", "resume", "trainer"):
+        for name in ("data", "resume", "start", "trainer"):
             shutil.rmtree(self._assignment.workspace / name, ignore_errors=True)
 
 

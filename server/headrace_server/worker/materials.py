@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from headrace_server.errors import InvalidDataset
+from headrace_server.errors import Invalid, InvalidDataset
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.trainers.reports import WarningRaised
 from headrace_server.training.checkpoints import Damaged, StoredCheckpoint, digest_of, list_checkpoints
@@ -38,12 +38,27 @@ class Materials:
         """
         path = self._workspace / "data" / "content"
         try:
-            await self._persistence.insist("the data set", lambda: self._fetch_dataset(key, path), self._note)
+            await self._persistence.insist("the data set", lambda: self._fetch_file(key, path), self._note)
         except KeyError:
             raise InvalidDataset(f"its content {key} is no longer in the store") from None
         found, _ = await asyncio.to_thread(digest_of, path)
         if found != digest:
             raise InvalidDataset(f"its content {key} is damaged: it has the digest {found}, not {digest}")
+        return path
+
+    async def weights(self, key: str, digest: str) -> Path:
+        """The weights to begin with, as a local file.
+
+        Raises InvalidStart when the store has lost or damaged them, OSError or StorageFull after long insistence.
+        """
+        path = self._workspace / "start" / "weights.safetensors"
+        try:
+            await self._persistence.insist("the weights to begin with", lambda: self._fetch_file(key, path), self._note)
+        except KeyError:
+            raise InvalidStart(f"the weights to begin with, {key}, are no longer in the store") from None
+        found, _ = await asyncio.to_thread(digest_of, path)
+        if found != digest:
+            raise InvalidStart(f"the weights to begin with, {key}, are damaged: their digest is {found}, not {digest}")
         return path
 
     async def checkpoint(self, prefix: str, manifest_key: str) -> Path | None:
@@ -69,7 +84,7 @@ class Materials:
         await self._outbox.add([WarningRaised(code="CHECKPOINTS_LOST", message=message)])
         return None
 
-    async def _fetch_dataset(self, key: str, path: Path) -> None:
+    async def _fetch_file(self, key: str, path: Path) -> None:
         local = await self._store.local_path(key)
         if local is None or not await asyncio.to_thread(_link, local, path):
             await self._store.fetch(key, path)
@@ -100,6 +115,12 @@ class Materials:
 
     async def _note(self, problem: str) -> None:
         await self._outbox.say(f"the store refuses, trying again: {problem}")
+
+
+class InvalidStart(Invalid):
+    """What a training was to begin with is not there any more.  Internal: it reaches people as why a job failed."""
+
+    reason = "INVALID_SPEC"
 
 
 class _Unusable(Exception):

@@ -4,8 +4,8 @@ Works beside the training, one piece after another, in the order in which they w
 tried again for long, while the training goes on.  When the trainer writes checkpoints faster than the store takes them,
 those that wait and are neither the newest nor the newest best are given up.
 
-In the store the checkpoint that was published last and the newest best one are kept; everything else of the job is
-removed, but only once the one that replaces it is stored and verified.
+In the store those checkpoints are kept that the job's policy names, the one that was published last among them; all
+others of the job are removed, but only once those that replace them are stored and verified.
 """
 
 import asyncio
@@ -21,11 +21,13 @@ import structlog
 from headrace_server.models.version import Artifact
 from headrace_server.storage.blob_store import Blob, BlobStore
 from headrace_server.trainers.job_file import ExportManifest
+from headrace_server.trainers.recipe import CheckpointPolicy
 from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, PhaseChanged, WarningRaised
 from headrace_server.training.assignment import PUBLISHED_EXPORT_FILE, PublishedExport
 from headrace_server.training.checkpoints import (
     Damaged,
     StoredCheckpoint,
+    choose_kept,
     describe_folder,
     digest_of,
     list_checkpoints,
@@ -57,20 +59,30 @@ class Shelf:
 class Publisher:
     """See the module.  `run` must be running for anything to be published."""
 
-    def __init__(self, store: BlobStore, shelf: Shelf, outbox: Outbox, persistence: Persistence | None = None) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        shelf: Shelf,
+        policy: CheckpointPolicy,
+        outbox: Outbox,
+        persistence: Persistence | None = None,
+    ) -> None:
         self._store = store
         self._shelf = shelf
+        self._policy = policy
         self._outbox = outbox
         self._persistence = persistence or Persistence()
         self._waiting: deque[_Work] = deque()
         self._is_busy = False
         self._bell = asyncio.Event()
-        self._best: StoredCheckpoint | None = None  # the newest best one in the store
-        self._knows_best = False
+        # Those in the store that are known, and whether each was the best when it was evaluated.
+        self._complete: dict[StoredCheckpoint, bool] = {}
         self._is_refusing = False
         self.has_published_export = False
         self.problem = ""
         """Why something could not be published at all; empty while nothing was lost."""
+        self.lost_store = asyncio.Event()
+        """Set once the store has refused for longer than it is worth waiting for."""
 
     def publish(self, work: _Work) -> None:
         """Take charge of a folder that the trainer has written."""
@@ -120,6 +132,8 @@ class Publisher:
             await self._persistence.insist(what, act, self._warn_of_refusal)
             self._is_refusing = False
         except (*REFUSALS, ValueError, KeyError) as error:
+            if isinstance(error, OSError) and not isinstance(error, Damaged):
+                self.lost_store.set()  # where only room is missing, somebody may make some
             # Nothing that trying again would mend, or not for long now.
             self.problem = f"the {what} could not be stored: {error}"
             log.error("publisher.gave_up", what=what, error=str(error))
@@ -171,25 +185,25 @@ class Publisher:
         """Remove from the store what the newest checkpoint has made superfluous.  A failure leaves it for next time."""
         try:
             stored = await list_checkpoints(self._store, self._shelf.checkpoint_prefix)
-            if is_best:
-                self._best, self._knows_best = newest, True
-            elif not self._knows_best:
-                self._best, self._knows_best = await self._find_best(stored), True
+            known = {it: self._complete[it] if it in self._complete else await self._examine(it) for it in stored}
+            # Later steps than the newest are of a worker that was further, but left nothing that could be used.
+            complete = {it: best for it, best in known.items() if best is not None and it.step <= newest.step}
+            complete[newest] = is_best
+            policy = self._policy
+            kept = choose_kept(complete, keep_last=policy.keep_last, keep_best=policy.keep_best) | {newest}
+            self._complete = {it: best for it, best in complete.items() if it in kept}
             for checkpoint in stored:
-                if checkpoint not in (newest, self._best):
+                if checkpoint not in kept:
                     await checkpoint.remove(self._store)
         except REFUSALS as error:
             log.warning("publisher.not_retired", error=str(error))
 
-    async def _find_best(self, stored: list[StoredCheckpoint]) -> StoredCheckpoint | None:
-        """The newest best checkpoint that earlier attempts have left."""
-        for checkpoint in stored:
-            try:
-                if (await checkpoint.manifest(self._store)).is_best:
-                    return checkpoint
-            except (KeyError, Damaged):
-                continue
-        return None
+    async def _examine(self, stored: StoredCheckpoint) -> bool | None:
+        """Whether a checkpoint that an earlier worker has left was a best one; None when it is no complete one."""
+        try:
+            return (await stored.manifest(self._store)).is_best
+        except (KeyError, Damaged):
+            return None
 
     async def _give_up_superseded(self) -> None:
         checkpoints = [work for work in self._waiting if isinstance(work, CheckpointWritten)]

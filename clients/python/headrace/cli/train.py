@@ -125,6 +125,11 @@ def _recipe(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or gpu.", rich_help_panel=_RECIPE)] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first.", rich_help_panel=_RECIPE)] = None,
+    ranks: Annotated[int | None, typer.Option(help="Processes that train together.", rich_help_panel=_RECIPE)] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(help="Weights to begin with: models/… or trainingJobs/….", rich_help_panel=_RECIPE),
+    ] = None,
     preemptible: Annotated[
         bool | None,
         typer.Option("--preemptible", help="Give way to jobs of higher priority.", rich_help_panel=_RECIPE),
@@ -233,7 +238,7 @@ def _spec_keywords(flags: dict[str, Any]) -> dict[str, Any]:
         name: flags[name]
         for name in (
             "dataset", "model", "epochs", "steps", "batch_size", "micro_batches", "split_to_fit", "max_gradient_norm",
-            "deterministic", "seed", "priority", "preemptible",
+            "deterministic", "seed", "priority", "preemptible", "ranks", "start_from",
         )
         if name in flags
     }  # fmt: skip

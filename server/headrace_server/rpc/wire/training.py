@@ -34,9 +34,11 @@ from headrace_server.trainers.recipe import (
     Device,
     Epochs,
     OnNonFinite,
+    Placement,
     Recipe,
     Schedule,
     Sgd,
+    Sharing,
     Strategy,
 )
 from headrace_server.training.draft import SpecDraft, StartRequest
@@ -48,6 +50,11 @@ _DEVICES = {
     spec_pb.Resources.DEVICE_UNSPECIFIED: Device.AUTO.value,
     spec_pb.Resources.DEVICE_CPU: Device.CPU.value,
     spec_pb.Resources.DEVICE_GPU: Device.GPU.value,
+}
+_SHARING = {
+    spec_pb.Placement.MODE_UNSPECIFIED: Sharing.EXCLUSIVE.value,
+    spec_pb.Placement.MODE_EXCLUSIVE: Sharing.EXCLUSIVE.value,
+    spec_pb.Placement.MODE_YIELD: Sharing.YIELD.value,
 }
 _TASKS = {
     spec_pb.TabularTrainer.TASK_UNSPECIFIED: "auto",
@@ -108,12 +115,16 @@ def draft_from_proto(spec: spec_pb.TrainingSpec) -> SpecDraft:
         recipe=recipe,
         priority=spec.resources.priority,
         is_preemptible=spec.resources.preemptible,
+        num_ranks=spec.resources.ranks if spec.resources.HasField("ranks") else None,
+        start_from=getattr(spec.start_from, source) if (source := spec.start_from.WhichOneof("source")) else "",
         max_restarts=spec.max_restarts if spec.HasField("max_restarts") else None,
         field_paths={
             "dataset": "spec.dataset",
             "model": "spec.model",
             "priority": "spec.resources.priority",
             "max_restarts": "spec.max_restarts",
+            "num_ranks": "spec.resources.ranks",
+            "start_from": f"spec.start_from.{source}" if source else "spec.start_from",
             **trainer_paths,
             **recipe_paths,
         },
@@ -157,12 +168,18 @@ def spec_to_proto(spec: TrainingSpec) -> spec_pb.TrainingSpec:
             every_epochs=recipe.evaluation.every_epochs,
             metric=recipe.evaluation.metric,
         ),
-        checkpoints=spec_pb.CheckpointPolicy(period=duration_to_proto(recipe.checkpoints.period_seconds)),
+        checkpoints=spec_pb.CheckpointPolicy(
+            period=duration_to_proto(recipe.checkpoints.period_seconds),
+            keep_last=recipe.checkpoints.keep_last,
+            keep_best=recipe.checkpoints.keep_best,
+        ),
         resources=spec_pb.Resources(
             device=_key_of(_DEVICES, recipe.device.value),
             priority=spec.priority,
             cpu_threads=recipe.cpu_threads,
             preemptible=spec.is_preemptible,
+            ranks=spec.num_ranks,
+            placement=_placement_to_proto(recipe.placement),
         ),
         max_restarts=spec.max_restarts,
     )
@@ -176,6 +193,10 @@ def spec_to_proto(spec: TrainingSpec) -> spec_pb.TrainingSpec:
     _set_union(message.optimizer, _OPTIMIZERS, recipe.optimizer)
     _set_union(message.schedule, _SCHEDULES, recipe.schedule)
     _set_arithmetic(message, recipe)
+    if spec.start_from is not None:
+        source = "model" if spec.start_from.name.startswith("models/") else "training_job"
+        setattr(message.start_from, source, spec.start_from.name)
+        message.start_from.digest = spec.start_from.digest
     _set_trainer(message, spec)
     return message
 
@@ -248,6 +269,8 @@ def _recipe_from_proto(spec: spec_pb.TrainingSpec) -> tuple[dict[str, Any], dict
         "recipe": "spec",
         "recipe.length": "spec.epochs",
         "recipe.checkpoints.period_seconds": "spec.checkpoints.period",
+        "recipe.placement.max_block_seconds": "spec.resources.placement.max_block",
+        "recipe.placement": "spec.resources.placement",
         "recipe.device": "spec.resources.device",
         "recipe.cpu_threads": "spec.resources.cpu_threads",
     }
@@ -278,8 +301,13 @@ def _read_policies(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None:
     if spec.HasField("early_stopping"):
         stopping = spec.early_stopping
         recipe["early_stopping"] = {"patience": stopping.patience, "min_delta": stopping.min_delta}
+    checkpoints = _present(spec.checkpoints, "keep_last", "keep_best")
     if spec.checkpoints.HasField("period"):
-        recipe["checkpoints"] = {"period_seconds": duration_from_proto(spec.checkpoints.period)}
+        checkpoints["period_seconds"] = duration_from_proto(spec.checkpoints.period)
+    if checkpoints:
+        recipe["checkpoints"] = checkpoints
+    if spec.resources.HasField("placement"):
+        recipe["placement"] = _placement_from_proto(spec.resources.placement)
     if spec.resources.device != spec_pb.Resources.DEVICE_UNSPECIFIED:
         recipe["device"] = _DEVICES.get(spec.resources.device, str(spec.resources.device))
     recipe |= _present(spec.resources, "cpu_threads")
@@ -299,6 +327,16 @@ def _read_arithmetic(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None
         recipe["compilation"] = _COMPILATIONS.get(spec.compilation, str(spec.compilation))
     if spec.strategy != spec_pb.TrainingSpec.STRATEGY_UNSPECIFIED:
         recipe["strategy"] = _STRATEGIES.get(spec.strategy, str(spec.strategy))
+
+
+def _placement_from_proto(message: spec_pb.Placement) -> dict[str, Any]:
+    placement: dict[str, Any] = {
+        "mode": _SHARING.get(message.mode, str(message.mode)),
+        **_present(message, "min_share"),
+    }
+    if message.HasField("max_block"):
+        placement["max_block_seconds"] = duration_from_proto(message.max_block)
+    return placement
 
 
 def _present(message: Any, *fields: str) -> dict[str, Any]:
@@ -364,6 +402,14 @@ def _set_arithmetic(message: spec_pb.TrainingSpec, recipe: Recipe) -> None:
     if recipe.channels_last is not None:
         message.channels_last = recipe.channels_last
     message.strategy = _key_of(_STRATEGIES, recipe.strategy.value)
+
+
+def _placement_to_proto(placement: Placement) -> spec_pb.Placement:
+    return spec_pb.Placement(
+        mode=spec_pb.Placement.Mode.Value(f"MODE_{placement.mode.name}"),
+        max_block=duration_to_proto(placement.max_block_seconds),
+        min_share=placement.min_share,
+    )
 
 
 def _key_of(table: Mapping[Any, str], value: str) -> Any:

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from headrace.type.v1 import tensor_pb2 as headrace_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/training/v1/training_spec.proto\x12\x14headrace.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\xfd\n\n\x0cTrainingSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x37\n\x07tabular\x18\x02 \x01(\x0b\x32$.headrace.training.v1.TabularTrainerH\x00\x12P\n\x14image_classification\x18\x03 \x01(\x0b\x32\x30.headrace.training.v1.ImageClassificationTrainerH\x00\x12\x35\n\x06plugin\x18\x04 \x01(\x0b\x32#.headrace.training.v1.PluginTrainerH\x00\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x06\x65pochs\x18\x06 \x01(\x05H\x01\x12\x0f\n\x05steps\x18\x07 \x01(\x03H\x01\x12\x17\n\nbatch_size\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x32\n\toptimizer\x18\t \x01(\x0b\x32\x1f.headrace.training.v1.Optimizer\x12\x30\n\x08schedule\x18\n \x01(\x0b\x32\x1e.headrace.training.v1.Schedule\x12.\n\tprecision\x18\x0b \x01(\x0e\x32\x1b.headrace.type.v1.Precision\x12\x11\n\x04seed\x18\x0c \x01(\x04H\x03\x88\x01\x01\x12\x34\n\nevaluation\x18\r \x01(\x0b\x32 .headrace.training.v1.Evaluation\x12;\n\x0e\x65\x61rly_stopping\x18\x0e \x01(\x0b\x32#.headrace.training.v1.EarlyStopping\x12;\n\x0b\x63heckpoints\x18\x0f \x01(\x0b\x32&.headrace.training.v1.CheckpointPolicy\x12\x32\n\tresources\x18\x10 \x01(\x0b\x32\x1f.headrace.training.v1.Resources\x12\x19\n\x0cmax_restarts\x18\x11 \x01(\x05H\x04\x88\x01\x01\x12\x1a\n\rmicro_batches\x18\x14 \x01(\x05H\x05\x88\x01\x01\x12\x1e\n\x11max_gradient_norm\x18\x15 \x01(\x01H\x06\x88\x01\x01\x12;\n\x0emoving_average\x18\x16 \x01(\x0b\x32#.headrace.training.v1.MovingAverage\x12\x15\n\rdeterministic\x18\x17 \x01(\x08\x12\x30\n\x08numerics\x18\x18 \x01(\x0b\x32\x1e.headrace.training.v1.Numerics\x12\x14\n\x0csplit_to_fit\x18\x19 \x01(\x08\x12\x43\n\x0b\x63ompilation\x18\x1a \x01(\x0e\x32..headrace.training.v1.TrainingSpec.Compilation\x12\x1a\n\rchannels_last\x18\x1b \x01(\x08H\x07\x88\x01\x01\x12=\n\x08strategy\x18\x1c \x01(\x0e\x32+.headrace.training.v1.TrainingSpec.Strategy\"Y\n\x0b\x43ompilation\x12\x1b\n\x17\x43OMPILATION_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OMPILATION_NEVER\x10\x01\x12\x16\n\x12\x43OMPILATION_ALWAYS\x10\x02\"\\\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x1a\n\x16STRATEGY_DATA_PARALLEL\x10\x01\x12\x1a\n\x16STRATEGY_FULLY_SHARDED\x10\x02\x42\t\n\x07trainerB\x08\n\x06lengthB\r\n\x0b_batch_sizeB\x07\n\x05_seedB\x0f\n\r_max_restartsB\x10\n\x0e_micro_batchesB\x14\n\x12_max_gradient_normB\x10\n\x0e_channels_last\"-\n\rMovingAverage\x12\x12\n\x05\x64\x65\x63\x61y\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_decay\"\x89\x02\n\x08Numerics\x12<\n\ron_non_finite\x18\x01 \x01(\x0e\x32%.headrace.training.v1.Numerics.Action\x12\x18\n\x0brate_factor\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14max_skipped_in_a_row\x18\x03 \x01(\x05H\x01\x88\x01\x01\"Y\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_STOP\x10\x01\x12\x0f\n\x0b\x41\x43TION_SKIP\x10\x02\x12\x15\n\x11\x41\x43TION_LOWER_RATE\x10\x03\x42\x0e\n\x0c_rate_factorB\x17\n\x15_max_skipped_in_a_row\"\xa2\x02\n\x0eTabularTrainer\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x37\n\x04task\x18\x02 \x01(\x0e\x32).headrace.training.v1.TabularTrainer.Task\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\x15\n\rhidden_widths\x18\x04 \x03(\x05\x12\x14\n\x07\x64ropout\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0flabel_smoothing\x18\x06 \x01(\x01H\x01\x88\x01\x01\"J\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x13\n\x0fTASK_REGRESSION\x10\x02\x42\n\n\x08_dropoutB\x12\n\x10_label_smoothing\"\xa2\x02\n\x1aImageClassificationTrainer\x12\x17\n\nimage_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1d\n\x10\x62locks_per_stage\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x38\n\x0c\x61ugmentation\x18\x04 \x01(\x0b\x32\".headrace.training.v1.Augmentation\x12\x0e\n\x06images\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x01(\t\x12\x1c\n\x0flabel_smoothing\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\r\n\x0b_image_sizeB\x08\n\x06_widthB\x13\n\x11_blocks_per_stageB\x12\n\x10_label_smoothing\"v\n\x0c\x41ugmentation\x12\x0c\n\x04\x66lip\x18\x01 \x01(\x08\x12\x19\n\x0cshift_pixels\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rcutout_pixels\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0f\n\r_shift_pixelsB\x10\n\x0e_cutout_pixels\"J\n\rPluginTrainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"k\n\tOptimizer\x12,\n\x05\x61\x64\x61mw\x18\x01 \x01(\x0b\x32\x1b.headrace.training.v1.AdamWH\x00\x12(\n\x03sgd\x18\x02 \x01(\x0b\x32\x19.headrace.training.v1.SgdH\x00\x42\x06\n\x04kind\"a\n\x05\x41\x64\x61mW\x12\x1a\n\rlearning_rate\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0f\n\r_weight_decay\"\x83\x01\n\x03Sgd\x12\x1a\n\rlearning_rate\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08momentum\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0b\n\t_momentumB\x0f\n\r_weight_decay\"\xfd\x01\n\x08Schedule\x12:\n\x08\x63onstant\x18\x01 \x01(\x0b\x32&.headrace.training.v1.ConstantScheduleH\x00\x12\x36\n\x06\x63osine\x18\x02 \x01(\x0b\x32$.headrace.training.v1.CosineScheduleH\x00\x12\x36\n\x06linear\x18\x03 \x01(\x0b\x32$.headrace.training.v1.LinearScheduleH\x00\x12=\n\nstep_decay\x18\x04 \x01(\x0b\x32\'.headrace.training.v1.StepDecayScheduleH\x00\x42\x06\n\x04kind\"D\n\x10\x43onstantSchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_warmup_fraction\"r\n\x0e\x43osineSchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66inal_fraction\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x12\n\x10_warmup_fractionB\x11\n\x0f_final_fraction\"r\n\x0eLinearSchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66inal_fraction\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x12\n\x10_warmup_fractionB\x11\n\x0f_final_fraction\"\x8b\x01\n\x11StepDecaySchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06\x66\x61\x63tor\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tnum_drops\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x12\n\x10_warmup_fractionB\t\n\x07_factorB\x0c\n\n_num_drops\"|\n\nEvaluation\x12\x1d\n\x10holdout_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x65very_epochs\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06metric\x18\x03 \x01(\tB\x13\n\x11_holdout_fractionB\x0f\n\r_every_epochs\"4\n\rEarlyStopping\x12\x10\n\x08patience\x18\x01 \x01(\x05\x12\x11\n\tmin_delta\x18\x02 \x01(\x01\"=\n\x10\x43heckpointPolicy\x12)\n\x06period\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd6\x01\n\tResources\x12\x36\n\x06\x64\x65vice\x18\x01 \x01(\x0e\x32&.headrace.training.v1.Resources.Device\x12\x10\n\x08priority\x18\x02 \x01(\x05\x12\x18\n\x0b\x63pu_threads\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x0bpreemptible\x18\x05 \x01(\x08\"@\n\x06\x44\x65vice\x12\x16\n\x12\x44\x45VICE_UNSPECIFIED\x10\x00\x12\x0e\n\nDEVICE_CPU\x10\x01\x12\x0e\n\nDEVICE_GPU\x10\x02\x42\x0e\n\x0c_cpu_threadsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/training/v1/training_spec.proto\x12\x14headrace.training.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\xb2\x0b\n\x0cTrainingSpec\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x37\n\x07tabular\x18\x02 \x01(\x0b\x32$.headrace.training.v1.TabularTrainerH\x00\x12P\n\x14image_classification\x18\x03 \x01(\x0b\x32\x30.headrace.training.v1.ImageClassificationTrainerH\x00\x12\x35\n\x06plugin\x18\x04 \x01(\x0b\x32#.headrace.training.v1.PluginTrainerH\x00\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x06\x65pochs\x18\x06 \x01(\x05H\x01\x12\x0f\n\x05steps\x18\x07 \x01(\x03H\x01\x12\x17\n\nbatch_size\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x32\n\toptimizer\x18\t \x01(\x0b\x32\x1f.headrace.training.v1.Optimizer\x12\x30\n\x08schedule\x18\n \x01(\x0b\x32\x1e.headrace.training.v1.Schedule\x12.\n\tprecision\x18\x0b \x01(\x0e\x32\x1b.headrace.type.v1.Precision\x12\x11\n\x04seed\x18\x0c \x01(\x04H\x03\x88\x01\x01\x12\x34\n\nevaluation\x18\r \x01(\x0b\x32 .headrace.training.v1.Evaluation\x12;\n\x0e\x65\x61rly_stopping\x18\x0e \x01(\x0b\x32#.headrace.training.v1.EarlyStopping\x12;\n\x0b\x63heckpoints\x18\x0f \x01(\x0b\x32&.headrace.training.v1.CheckpointPolicy\x12\x32\n\tresources\x18\x10 \x01(\x0b\x32\x1f.headrace.training.v1.Resources\x12\x19\n\x0cmax_restarts\x18\x11 \x01(\x05H\x04\x88\x01\x01\x12\x33\n\nstart_from\x18\x12 \x01(\x0b\x32\x1f.headrace.training.v1.StartFrom\x12\x1a\n\rmicro_batches\x18\x14 \x01(\x05H\x05\x88\x01\x01\x12\x1e\n\x11max_gradient_norm\x18\x15 \x01(\x01H\x06\x88\x01\x01\x12;\n\x0emoving_average\x18\x16 \x01(\x0b\x32#.headrace.training.v1.MovingAverage\x12\x15\n\rdeterministic\x18\x17 \x01(\x08\x12\x30\n\x08numerics\x18\x18 \x01(\x0b\x32\x1e.headrace.training.v1.Numerics\x12\x14\n\x0csplit_to_fit\x18\x19 \x01(\x08\x12\x43\n\x0b\x63ompilation\x18\x1a \x01(\x0e\x32..headrace.training.v1.TrainingSpec.Compilation\x12\x1a\n\rchannels_last\x18\x1b \x01(\x08H\x07\x88\x01\x01\x12=\n\x08strategy\x18\x1c \x01(\x0e\x32+.headrace.training.v1.TrainingSpec.Strategy\"Y\n\x0b\x43ompilation\x12\x1b\n\x17\x43OMPILATION_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43OMPILATION_NEVER\x10\x01\x12\x16\n\x12\x43OMPILATION_ALWAYS\x10\x02\"\\\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x1a\n\x16STRATEGY_DATA_PARALLEL\x10\x01\x12\x1a\n\x16STRATEGY_FULLY_SHARDED\x10\x02\x42\t\n\x07trainerB\x08\n\x06lengthB\r\n\x0b_batch_sizeB\x07\n\x05_seedB\x0f\n\r_max_restartsB\x10\n\x0e_micro_batchesB\x14\n\x12_max_gradient_normB\x10\n\x0e_channels_last\"-\n\rMovingAverage\x12\x12\n\x05\x64\x65\x63\x61y\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_decay\"\x89\x02\n\x08Numerics\x12<\n\ron_non_finite\x18\x01 \x01(\x0e\x32%.headrace.training.v1.Numerics.Action\x12\x18\n\x0brate_factor\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14max_skipped_in_a_row\x18\x03 \x01(\x05H\x01\x88\x01\x01\"Y\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_STOP\x10\x01\x12\x0f\n\x0b\x41\x43TION_SKIP\x10\x02\x12\x15\n\x11\x41\x43TION_LOWER_RATE\x10\x03\x42\x0e\n\x0c_rate_factorB\x17\n\x15_max_skipped_in_a_row\"N\n\tStartFrom\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x16\n\x0ctraining_job\x18\x02 \x01(\tH\x00\x12\x0e\n\x06\x64igest\x18\x03 \x01(\tB\x08\n\x06source\"\xa2\x02\n\x0eTabularTrainer\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x37\n\x04task\x18\x02 \x01(\x0e\x32).headrace.training.v1.TabularTrainer.Task\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\x15\n\rhidden_widths\x18\x04 \x03(\x05\x12\x14\n\x07\x64ropout\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0flabel_smoothing\x18\x06 \x01(\x01H\x01\x88\x01\x01\"J\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12\x17\n\x13TASK_CLASSIFICATION\x10\x01\x12\x13\n\x0fTASK_REGRESSION\x10\x02\x42\n\n\x08_dropoutB\x12\n\x10_label_smoothing\"\xa2\x02\n\x1aImageClassificationTrainer\x12\x17\n\nimage_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1d\n\x10\x62locks_per_stage\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x38\n\x0c\x61ugmentation\x18\x04 \x01(\x0b\x32\".headrace.training.v1.Augmentation\x12\x0e\n\x06images\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x01(\t\x12\x1c\n\x0flabel_smoothing\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\r\n\x0b_image_sizeB\x08\n\x06_widthB\x13\n\x11_blocks_per_stageB\x12\n\x10_label_smoothing\"v\n\x0c\x41ugmentation\x12\x0c\n\x04\x66lip\x18\x01 \x01(\x08\x12\x19\n\x0cshift_pixels\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1a\n\rcutout_pixels\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0f\n\r_shift_pixelsB\x10\n\x0e_cutout_pixels\"J\n\rPluginTrainer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"k\n\tOptimizer\x12,\n\x05\x61\x64\x61mw\x18\x01 \x01(\x0b\x32\x1b.headrace.training.v1.AdamWH\x00\x12(\n\x03sgd\x18\x02 \x01(\x0b\x32\x19.headrace.training.v1.SgdH\x00\x42\x06\n\x04kind\"a\n\x05\x41\x64\x61mW\x12\x1a\n\rlearning_rate\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0f\n\r_weight_decay\"\x83\x01\n\x03Sgd\x12\x1a\n\rlearning_rate\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08momentum\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0b\n\t_momentumB\x0f\n\r_weight_decay\"\xfd\x01\n\x08Schedule\x12:\n\x08\x63onstant\x18\x01 \x01(\x0b\x32&.headrace.training.v1.ConstantScheduleH\x00\x12\x36\n\x06\x63osine\x18\x02 \x01(\x0b\x32$.headrace.training.v1.CosineScheduleH\x00\x12\x36\n\x06linear\x18\x03 \x01(\x0b\x32$.headrace.training.v1.LinearScheduleH\x00\x12=\n\nstep_decay\x18\x04 \x01(\x0b\x32\'.headrace.training.v1.StepDecayScheduleH\x00\x42\x06\n\x04kind\"D\n\x10\x43onstantSchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_warmup_fraction\"r\n\x0e\x43osineSchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66inal_fraction\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x12\n\x10_warmup_fractionB\x11\n\x0f_final_fraction\"r\n\x0eLinearSchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66inal_fraction\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x12\n\x10_warmup_fractionB\x11\n\x0f_final_fraction\"\x8b\x01\n\x11StepDecaySchedule\x12\x1c\n\x0fwarmup_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06\x66\x61\x63tor\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tnum_drops\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x12\n\x10_warmup_fractionB\t\n\x07_factorB\x0c\n\n_num_drops\"|\n\nEvaluation\x12\x1d\n\x10holdout_fraction\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0c\x65very_epochs\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06metric\x18\x03 \x01(\tB\x13\n\x11_holdout_fractionB\x0f\n\r_every_epochs\"4\n\rEarlyStopping\x12\x10\n\x08patience\x18\x01 \x01(\x05\x12\x11\n\tmin_delta\x18\x02 \x01(\x01\"\x89\x01\n\x10\x43heckpointPolicy\x12)\n\x06period\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\tkeep_last\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tkeep_best\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x0c\n\n_keep_lastB\x0c\n\n_keep_best\"\xa8\x02\n\tResources\x12\x36\n\x06\x64\x65vice\x18\x01 \x01(\x0e\x32&.headrace.training.v1.Resources.Device\x12\x10\n\x08priority\x18\x02 \x01(\x05\x12\x18\n\x0b\x63pu_threads\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05ranks\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x0bpreemptible\x18\x05 \x01(\x08\x12\x32\n\tplacement\x18\x06 \x01(\x0b\x32\x1f.headrace.training.v1.Placement\"@\n\x06\x44\x65vice\x12\x16\n\x12\x44\x45VICE_UNSPECIFIED\x10\x00\x12\x0e\n\nDEVICE_CPU\x10\x01\x12\x0e\n\nDEVICE_GPU\x10\x02\x42\x0e\n\x0c_cpu_threadsB\x08\n\x06_ranks\"\xd5\x01\n\tPlacement\x12\x32\n\x04mode\x18\x01 \x01(\x0e\x32$.headrace.training.v1.Placement.Mode\x12,\n\tmax_block\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\tmin_share\x18\x03 \x01(\x01H\x00\x88\x01\x01\"@\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMODE_EXCLUSIVE\x10\x01\x12\x0e\n\nMODE_YIELD\x10\x02\x42\x0c\n\n_min_shareb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,51 +35,57 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.training.v1.traini
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAININGSPEC']._serialized_start=160
-  _globals['_TRAININGSPEC']._serialized_end=1565
-  _globals['_TRAININGSPEC_COMPILATION']._serialized_start=1262
-  _globals['_TRAININGSPEC_COMPILATION']._serialized_end=1351
-  _globals['_TRAININGSPEC_STRATEGY']._serialized_start=1353
-  _globals['_TRAININGSPEC_STRATEGY']._serialized_end=1445
-  _globals['_MOVINGAVERAGE']._serialized_start=1567
-  _globals['_MOVINGAVERAGE']._serialized_end=1612
-  _globals['_NUMERICS']._serialized_start=1615
-  _globals['_NUMERICS']._serialized_end=1880
-  _globals['_NUMERICS_ACTION']._serialized_start=1750
-  _globals['_NUMERICS_ACTION']._serialized_end=1839
-  _globals['_TABULARTRAINER']._serialized_start=1883
-  _globals['_TABULARTRAINER']._serialized_end=2173
-  _globals['_TABULARTRAINER_TASK']._serialized_start=2067
-  _globals['_TABULARTRAINER_TASK']._serialized_end=2141
-  _globals['_IMAGECLASSIFICATIONTRAINER']._serialized_start=2176
-  _globals['_IMAGECLASSIFICATIONTRAINER']._serialized_end=2466
-  _globals['_AUGMENTATION']._serialized_start=2468
-  _globals['_AUGMENTATION']._serialized_end=2586
-  _globals['_PLUGINTRAINER']._serialized_start=2588
-  _globals['_PLUGINTRAINER']._serialized_end=2662
-  _globals['_OPTIMIZER']._serialized_start=2664
-  _globals['_OPTIMIZER']._serialized_end=2771
-  _globals['_ADAMW']._serialized_start=2773
-  _globals['_ADAMW']._serialized_end=2870
-  _globals['_SGD']._serialized_start=2873
-  _globals['_SGD']._serialized_end=3004
-  _globals['_SCHEDULE']._serialized_start=3007
-  _globals['_SCHEDULE']._serialized_end=3260
-  _globals['_CONSTANTSCHEDULE']._serialized_start=3262
-  _globals['_CONSTANTSCHEDULE']._serialized_end=3330
-  _globals['_COSINESCHEDULE']._serialized_start=3332
-  _globals['_COSINESCHEDULE']._serialized_end=3446
-  _globals['_LINEARSCHEDULE']._serialized_start=3448
-  _globals['_LINEARSCHEDULE']._serialized_end=3562
-  _globals['_STEPDECAYSCHEDULE']._serialized_start=3565
-  _globals['_STEPDECAYSCHEDULE']._serialized_end=3704
-  _globals['_EVALUATION']._serialized_start=3706
-  _globals['_EVALUATION']._serialized_end=3830
-  _globals['_EARLYSTOPPING']._serialized_start=3832
-  _globals['_EARLYSTOPPING']._serialized_end=3884
-  _globals['_CHECKPOINTPOLICY']._serialized_start=3886
-  _globals['_CHECKPOINTPOLICY']._serialized_end=3947
-  _globals['_RESOURCES']._serialized_start=3950
-  _globals['_RESOURCES']._serialized_end=4164
-  _globals['_RESOURCES_DEVICE']._serialized_start=4084
-  _globals['_RESOURCES_DEVICE']._serialized_end=4148
+  _globals['_TRAININGSPEC']._serialized_end=1618
+  _globals['_TRAININGSPEC_COMPILATION']._serialized_start=1315
+  _globals['_TRAININGSPEC_COMPILATION']._serialized_end=1404
+  _globals['_TRAININGSPEC_STRATEGY']._serialized_start=1406
+  _globals['_TRAININGSPEC_STRATEGY']._serialized_end=1498
+  _globals['_MOVINGAVERAGE']._serialized_start=1620
+  _globals['_MOVINGAVERAGE']._serialized_end=1665
+  _globals['_NUMERICS']._serialized_start=1668
+  _globals['_NUMERICS']._serialized_end=1933
+  _globals['_NUMERICS_ACTION']._serialized_start=1803
+  _globals['_NUMERICS_ACTION']._serialized_end=1892
+  _globals['_STARTFROM']._serialized_start=1935
+  _globals['_STARTFROM']._serialized_end=2013
+  _globals['_TABULARTRAINER']._serialized_start=2016
+  _globals['_TABULARTRAINER']._serialized_end=2306
+  _globals['_TABULARTRAINER_TASK']._serialized_start=2200
+  _globals['_TABULARTRAINER_TASK']._serialized_end=2274
+  _globals['_IMAGECLASSIFICATIONTRAINER']._serialized_start=2309
+  _globals['_IMAGECLASSIFICATIONTRAINER']._serialized_end=2599
+  _globals['_AUGMENTATION']._serialized_start=2601
+  _globals['_AUGMENTATION']._serialized_end=2719
+  _globals['_PLUGINTRAINER']._serialized_start=2721
+  _globals['_PLUGINTRAINER']._serialized_end=2795
+  _globals['_OPTIMIZER']._serialized_start=2797
+  _globals['_OPTIMIZER']._serialized_end=2904
+  _globals['_ADAMW']._serialized_start=2906
+  _globals['_ADAMW']._serialized_end=3003
+  _globals['_SGD']._serialized_start=3006
+  _globals['_SGD']._serialized_end=3137
+  _globals['_SCHEDULE']._serialized_start=3140
+  _globals['_SCHEDULE']._serialized_end=3393
+  _globals['_CONSTANTSCHEDULE']._serialized_start=3395
+  _globals['_CONSTANTSCHEDULE']._serialized_end=3463
+  _globals['_COSINESCHEDULE']._serialized_start=3465
+  _globals['_COSINESCHEDULE']._serialized_end=3579
+  _globals['_LINEARSCHEDULE']._serialized_start=3581
+  _globals['_LINEARSCHEDULE']._serialized_end=3695
+  _globals['_STEPDECAYSCHEDULE']._serialized_start=3698
+  _globals['_STEPDECAYSCHEDULE']._serialized_end=3837
+  _globals['_EVALUATION']._serialized_start=3839
+  _globals['_EVALUATION']._serialized_end=3963
+  _globals['_EARLYSTOPPING']._serialized_start=3965
+  _globals['_EARLYSTOPPING']._serialized_end=4017
+  _globals['_CHECKPOINTPOLICY']._serialized_start=4020
+  _globals['_CHECKPOINTPOLICY']._serialized_end=4157
+  _globals['_RESOURCES']._serialized_start=4160
+  _globals['_RESOURCES']._serialized_end=4456
+  _globals['_RESOURCES_DEVICE']._serialized_start=4366
+  _globals['_RESOURCES_DEVICE']._serialized_end=4430
+  _globals['_PLACEMENT']._serialized_start=4459
+  _globals['_PLACEMENT']._serialized_end=4672
+  _globals['_PLACEMENT_MODE']._serialized_start=4594
+  _globals['_PLACEMENT_MODE']._serialized_end=4658
 # @@protoc_insertion_point(module_scope)

@@ -93,6 +93,7 @@ class TrainingSpec(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
     MICRO_BATCHES_FIELD_NUMBER: _builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     MOVING_AVERAGE_FIELD_NUMBER: _builtins.int
@@ -175,6 +176,10 @@ class TrainingSpec(_message.Message):
         """What the job may use and when its turn comes."""
 
     @_builtins.property
+    def start_from(self) -> Global___StartFrom:
+        """Weights to begin with; random ones when absent."""
+
+    @_builtins.property
     def moving_average(self) -> Global___MovingAverage:
         """Evaluates and exports a moving average of the weights in their place; none when absent."""
 
@@ -202,6 +207,7 @@ class TrainingSpec(_message.Message):
         checkpoints: Global___CheckpointPolicy | None = ...,
         resources: Global___Resources | None = ...,
         max_restarts: _builtins.int | None = ...,
+        start_from: Global___StartFrom | None = ...,
         micro_batches: _builtins.int | None = ...,
         max_gradient_norm: _builtins.float | None = ...,
         moving_average: Global___MovingAverage | None = ...,
@@ -212,9 +218,9 @@ class TrainingSpec(_message.Message):
         channels_last: _builtins.bool | None = ...,
         strategy: Global___TrainingSpec.Strategy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "steps", b"steps", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "start_from", b"start_from", "steps", b"steps", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "compilation", b"compilation", "dataset", b"dataset", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "model", b"model", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "precision", b"precision", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "split_to_fit", b"split_to_fit", "steps", b"steps", "strategy", b"strategy", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "compilation", b"compilation", "dataset", b"dataset", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "model", b"model", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "precision", b"precision", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "split_to_fit", b"split_to_fit", "start_from", b"start_from", "steps", b"steps", "strategy", b"strategy", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -338,6 +344,40 @@ class Numerics(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_factor) -> _WhichOneofReturnType__rate_factor | None: ...
 
 Global___Numerics: _TypeAlias = Numerics  # noqa: Y015
+
+@_typing.final
+class StartFrom(_message.Message):
+    """Weights to begin with, instead of random ones.  They must fit the network that the trainer's parameters describe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TRAINING_JOB_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A model version that was trained here: `models/{model}`, `models/{model}@{alias}` or
+    `models/{model}/versions/{version}`.
+    """
+    training_job: _builtins.str
+    """The newest checkpoint of a job, or the best with `@best`: `trainingJobs/{job}`, `trainingJobs/{job}@best`."""
+    digest: _builtins.str
+    """"sha256:" and the digest of the weights.  Set by the server, which chooses them once, when the job is admitted."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        training_job: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "source", b"source", "training_job", b"training_job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "model", b"model", "source", b"source", "training_job", b"training_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["model", "training_job"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___StartFrom: _TypeAlias = StartFrom  # noqa: Y015
 
 @_typing.final
 class TabularTrainer(_message.Message):
@@ -899,11 +939,20 @@ Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
 
 @_typing.final
 class CheckpointPolicy(_message.Message):
-    """When checkpoints are taken besides after each evaluation."""
+    """When checkpoints are taken besides after each evaluation, and which are kept.
+
+    A checkpoint is removed only when those that replace it are stored and verified.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PERIOD_FIELD_NUMBER: _builtins.int
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
+    KEEP_BEST_FIELD_NUMBER: _builtins.int
+    keep_last: _builtins.int
+    """How many of the newest are kept, 1 to 1,000.  1 when absent."""
+    keep_best: _builtins.int
+    """How many of those that were the best when they were evaluated are kept, 1 to 1,000.  1 when absent."""
     @_builtins.property
     def period(self) -> _duration_pb2.Duration:
         """At least this often; 1 second or more.  30 seconds when absent."""
@@ -912,12 +961,21 @@ class CheckpointPolicy(_message.Message):
         self,
         *,
         period: _duration_pb2.Duration | None = ...,
+        keep_last: _builtins.int | None = ...,
+        keep_best: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["period", b"period"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_best", b"_keep_best", "_keep_last", b"_keep_last", "keep_best", b"keep_best", "keep_last", b"keep_last", "period", b"period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["period", b"period"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_best", b"_keep_best", "_keep_last", b"_keep_last", "keep_best", b"keep_best", "keep_last", b"keep_last", "period", b"period"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__keep_best: _TypeAlias = _typing.Literal["keep_best"]  # noqa: Y015
+    _WhichOneofArgType__keep_best: _TypeAlias = _typing.Literal["_keep_best", b"_keep_best"]  # noqa: Y015
+    _WhichOneofReturnType__keep_last: _TypeAlias = _typing.Literal["keep_last"]  # noqa: Y015
+    _WhichOneofArgType__keep_last: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_best) -> _WhichOneofReturnType__keep_best | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_last) -> _WhichOneofReturnType__keep_last | None: ...
 
 Global___CheckpointPolicy: _TypeAlias = CheckpointPolicy  # noqa: Y015
 
@@ -953,31 +1011,103 @@ class Resources(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CPU_THREADS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     PREEMPTIBLE_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     device: Global___Resources.Device.ValueType
     """The kind of device."""
     priority: _builtins.int
     """Higher goes first among waiting jobs, -100 to 100."""
     cpu_threads: _builtins.int
     """CPU threads of the trainer, 1 to 1,024; as many as the machine has cores when absent."""
+    ranks: _builtins.int
+    """Processes that train together, 1 to 64; on a GPU each has one of its own.  1 when absent."""
     preemptible: _builtins.bool
     """Whether a waiting job of higher priority may take the place of this one.  It then saves a checkpoint, waits again,
     and goes on exactly where it was.
     """
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """How the job shares its device with models that are served from it."""
+
     def __init__(
         self,
         *,
         device: Global___Resources.Device.ValueType = ...,
         priority: _builtins.int = ...,
         cpu_threads: _builtins.int | None = ...,
+        ranks: _builtins.int | None = ...,
         preemptible: _builtins.bool = ...,
+        placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads", "cpu_threads", b"cpu_threads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads", "_ranks", b"_ranks", "cpu_threads", b"cpu_threads", "placement", b"placement", "ranks", b"ranks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads", "cpu_threads", b"cpu_threads", "device", b"device", "preemptible", b"preemptible", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads", "_ranks", b"_ranks", "cpu_threads", b"cpu_threads", "device", b"device", "placement", b"placement", "preemptible", b"preemptible", "priority", b"priority", "ranks", b"ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_threads: _TypeAlias = _typing.Literal["cpu_threads"]  # noqa: Y015
     _WhichOneofArgType__cpu_threads: _TypeAlias = _typing.Literal["_cpu_threads", b"_cpu_threads"]  # noqa: Y015
+    _WhichOneofReturnType__ranks: _TypeAlias = _typing.Literal["ranks"]  # noqa: Y015
+    _WhichOneofArgType__ranks: _TypeAlias = _typing.Literal["_ranks", b"_ranks"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_threads) -> _WhichOneofReturnType__cpu_threads | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ranks) -> _WhichOneofReturnType__ranks | None: ...
 
 Global___Resources: _TypeAlias = Resources  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """How a job shares its device with models that are served from it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Placement._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: Placement._Mode.ValueType  # 0
+        """The same as EXCLUSIVE."""
+        MODE_EXCLUSIVE: Placement._Mode.ValueType  # 1
+        """Nobody: the job trains as fast as it can."""
+        MODE_YIELD: Placement._Mode.ValueType  # 2
+        """Predictions: the job waits between micro-batches while there are any, and runs at a lower priority on the CPU."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """Who goes first."""
+
+    MODE_UNSPECIFIED: Placement.Mode.ValueType  # 0
+    """The same as EXCLUSIVE."""
+    MODE_EXCLUSIVE: Placement.Mode.ValueType  # 1
+    """Nobody: the job trains as fast as it can."""
+    MODE_YIELD: Placement.Mode.ValueType  # 2
+    """Predictions: the job waits between micro-batches while there are any, and runs at a lower priority on the CPU."""
+
+    MODE_FIELD_NUMBER: _builtins.int
+    MAX_BLOCK_FIELD_NUMBER: _builtins.int
+    MIN_SHARE_FIELD_NUMBER: _builtins.int
+    mode: Global___Placement.Mode.ValueType
+    """Who goes first."""
+    min_share: _builtins.float
+    """The share of its time that the job trains however busy the models are, 0.01 to 1; 0.1 when absent."""
+    @_builtins.property
+    def max_block(self) -> _duration_pb2.Duration:
+        """How long a prediction may have to wait for one micro-batch, 1 millisecond to 10 seconds; 20 milliseconds when absent."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___Placement.Mode.ValueType = ...,
+        max_block: _duration_pb2.Duration | None = ...,
+        min_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_share", b"_min_share", "max_block", b"max_block", "min_share", b"min_share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_share", b"_min_share", "max_block", b"max_block", "min_share", b"min_share", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_share: _TypeAlias = _typing.Literal["min_share"]  # noqa: Y015
+    _WhichOneofArgType__min_share: _TypeAlias = _typing.Literal["_min_share", b"_min_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_share) -> _WhichOneofReturnType__min_share | None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
