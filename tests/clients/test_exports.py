@@ -16,7 +16,8 @@ DeviceOutOfMemory DigestMismatch EarlyStopping Evaluation EvaluationCompleted Ev
 Health IllegalTransition ImageClassificationTrainer InUse Interruption Invalid InvalidDataset InvalidModel InvalidName
 InvalidPageToken InvalidSpec InvalidTensor JobNotFound LinearSchedule LogLine Model ModelFailed ModelLoading
 ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken NoCheckpointYet NoPermit NotFound
-Numerics OutOfRange Overloaded PhaseChanged PluginTrainer Prediction Provenance QueueFull RequestIdReused Retry
+Numerics OutOfRange Overloaded PhaseChanged Placement PluginTrainer Prediction Provenance QueueFull RequestIdReused
+Retry
 ServerDraining ServerFault Sgd Staleness StateChanged StepCompleted StepDecaySchedule StorageFull StreamedPrediction
 TabularTrainer TimedOut Timing TooLarge TrainingCancelled TrainingEnded TrainingFailed TrainingJob TrainingRun
 TrainingSpec Unavailable Unsupported Violation WarningRaised WrongState plugin training_spec

@@ -4,6 +4,8 @@
 ["print", "text"]               a line on standard output      ["flood", n]         n lines on it
 ["checkpoint", step, is_best]   write and report a checkpoint  ["export"]           write and report an export
 ["spawn", "plain" | "session" | "hidden" | "stubborn"]         start a child; "hidden" also clears its environment
+["rank", n, […]]                the steps of the list, on rank n alone
+["print_world"]                 what this rank knows of the others
 ["wait_stop"]                   until a stop command comes     ["ignore_stop"]      go on whatever comes
 ["sleep", seconds]              ["signal", number]             to itself
 ["exit", code]                  ["stop_reports"]               close the report pipe
@@ -93,6 +95,16 @@ class Trainer:
         while not ready.exists():
             time.sleep(0.005)
         print(f"child {child.pid}", flush=True)
+
+    def do_rank(self, rank: int, steps: list[list[Any]]) -> None:
+        if int(os.environ.get("RANK", "0")) == rank:
+            for verb, *arguments in steps:
+                self.do(verb, *arguments)
+
+    def do_print_world(self) -> None:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+        print("world", *(os.environ.get(name, "none") for name in names), flush=True)
+        print("meets at", os.environ.get("MASTER_PORT", "none"), flush=True)
 
     def do_wait_stop(self) -> None:
         self.stop.wait()

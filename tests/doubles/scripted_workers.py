@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from headrace_server.errors import Draining, JobNotFound, StorageFull, WorkerFenced
-from headrace_server.launchers.launcher import CannotKill, CannotLaunch
+from headrace_server.launchers.launcher import CannotKill, CannotLaunch, Formation
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage
 from headrace_server.names import JobName
 from headrace_server.storage.blob_store import BlobStore
@@ -236,6 +236,10 @@ class ScriptedLauncher:
         """What launching raises that nobody expects."""
         self.may_kill = asyncio.Event()
         self.may_kill.set()
+
+    def form(self, job: str, attempt: int, num_ranks: int) -> Formation:
+        """One machine."""
+        return Formation()
 
     async def launch(self, job: str, attempt: int, folder: Path) -> None:
         """Read the assignment, and begin."""

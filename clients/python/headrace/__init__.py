@@ -61,8 +61,9 @@ if TYPE_CHECKING:
         AdamW as AdamW, Augmentation as Augmentation, ConstantSchedule as ConstantSchedule,
         CosineSchedule as CosineSchedule, EarlyStopping as EarlyStopping, Evaluation as Evaluation,
         ImageClassificationTrainer as ImageClassificationTrainer, LinearSchedule as LinearSchedule,
-        MovingAverage as MovingAverage, Numerics as Numerics, Placement as Placement, PluginTrainer as PluginTrainer, Sgd as Sgd,
-        StepDecaySchedule as StepDecaySchedule, TabularTrainer as TabularTrainer, TrainingSpec as TrainingSpec,
+        MovingAverage as MovingAverage, Numerics as Numerics, Placement as Placement,
+        PluginTrainer as PluginTrainer, Sgd as Sgd, StepDecaySchedule as StepDecaySchedule,
+        TabularTrainer as TabularTrainer, TrainingSpec as TrainingSpec,
     )
     # isort: on
     # fmt: on
@@ -96,8 +97,8 @@ _HOMES = {
     "headrace.training.v1.training_job_pb2": ("CheckpointSaved", "StepCompleted", "TrainingJob"),
     "headrace.training.v1.training_spec_pb2": (
         "AdamW", "Augmentation", "ConstantSchedule", "CosineSchedule", "EarlyStopping", "Evaluation",
-        "ImageClassificationTrainer", "LinearSchedule", "MovingAverage", "Numerics", "Placement", "PluginTrainer", "Sgd",
-        "StepDecaySchedule", "TabularTrainer", "TrainingSpec",
+        "ImageClassificationTrainer", "LinearSchedule", "MovingAverage", "Numerics", "Placement", "PluginTrainer",
+        "Sgd", "StepDecaySchedule", "TabularTrainer", "TrainingSpec",
     ),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

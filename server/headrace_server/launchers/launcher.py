@@ -1,7 +1,19 @@
 """Starts the agents of jobs and makes sure that they are gone.  Knows nothing of what an agent does."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Formation:
+    """Where an agent stands among those of the same attempt, when its ranks are on several machines."""
+
+    num_nodes: int = 1
+    node: int = 0
+    """Counted from 0."""
+    rendezvous: str = ""
+    """"host:port" where the ranks meet, which belongs to node 0; empty: they are all on one machine and choose."""
 
 
 class CannotLaunch(Exception):
@@ -21,6 +33,10 @@ class CannotKill(Exception):
 
 class Launcher(Protocol):
     """Where agents run."""
+
+    def form(self, job: str, attempt: int, num_ranks: int) -> Formation:
+        """Where the agent that `launch` is about to start will stand; raises CannotLaunch where there is no room."""
+        ...
 
     async def launch(self, job: str, attempt: int, folder: Path) -> None:
         """Start `python -m headrace_server.worker <folder>`; the folder holds its `assignment.json`.

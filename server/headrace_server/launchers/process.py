@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import structlog
 
-from headrace_server.launchers.launcher import CannotLaunch, Launcher
+from headrace_server.launchers.launcher import CannotLaunch, Formation, Launcher
 from headrace_server.launchers.processes import (
     MARK,
     POLL_SECONDS,
@@ -58,6 +58,10 @@ class ProcessLauncher(Launcher):
         self._launched: dict[
             tuple[str, int], _AgentProcess
         ] = {}  # by job and attempt, until `kill` has made sure that nothing is left
+
+    def form(self, job: str, attempt: int, num_ranks: int) -> Formation:
+        """All ranks are on this machine, where they find each other by themselves."""
+        return Formation()
 
     async def launch(self, job: str, attempt: int, folder: Path) -> None:
         """Start an agent.  A call that is cancelled leaves none behind that `kill` would not find."""

@@ -86,6 +86,16 @@ class ExportWritten(_Line):
     folder: str
 
 
+class ProfileWritten(_Line):
+    """A trace of some steps lies in a local folder; the agent publishes it, then removes the folder."""
+
+    kind: Literal["profile_written"] = "profile_written"
+    folder: str
+    """Holds `trace.json.gz`, as torch.profiler writes it for chrome://tracing and Perfetto."""
+    first_step: int
+    num_steps: int
+
+
 class Failed(_Line):
     """The trainer cannot go on, and trying again would not help.  Its last report."""
 
@@ -126,3 +136,14 @@ class StopCommand(_Line):
     """Finish the step, write a checkpoint, say Stopped, exit."""
 
     command: Literal["stop"] = "stop"
+
+
+class ProfileCommand(_Line):
+    """Record what the next steps do, write the trace, say ProfileWritten, and go on."""
+
+    command: Literal["profile"] = "profile"
+    num_steps: int = Field(ge=1, le=1000)
+
+
+TrainerCommand = Annotated[StopCommand | ProfileCommand, Field(discriminator="command")]
+TRAINER_COMMAND: TypeAdapter[TrainerCommand] = TypeAdapter(TrainerCommand)

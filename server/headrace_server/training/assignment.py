@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headrace_server.datasets.dataset import DatasetFormat
+from headrace_server.launchers.launcher import Formation
 from headrace_server.models.version import Artifact, Lineage
 from headrace_server.tensors import Signature
 from headrace_server.trainers.recipe import Recipe
@@ -47,7 +48,9 @@ class Assignment(BaseModel):
     start_from: StartPoint | None = None
     """Weights to begin with where there is no checkpoint."""
     num_ranks: int = 1
-    """Trainer processes, which train together."""
+    """Trainer processes on this machine, which train together."""
+    formation: Formation = Formation()
+    """Where this machine stands among those whose ranks train together."""
     store_patience_seconds: float = 600
     """How long the store may refuse before the attempt is given up."""
     store_root: Path

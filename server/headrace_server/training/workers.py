@@ -58,6 +58,7 @@ class Workers:
         Raises CannotLaunch, or OSError when the folder cannot be written.
         """
         folder = self._folder(job.id, attempt.number)
+        formation = self._launcher.form(job.id, attempt.number, job.spec.num_ranks)
         assignment = Assignment(
             job=str(job.name),
             attempt=attempt.number,
@@ -71,7 +72,8 @@ class Workers:
             dataset_digest=dataset.digest,
             resume_from=None if job.latest_checkpoint is None else job.latest_checkpoint.uri,
             start_from=job.spec.start_from,
-            num_ranks=job.spec.num_ranks,
+            num_ranks=job.spec.num_ranks // formation.num_nodes,
+            formation=formation,
             store_patience_seconds=self._settings.store_patience_seconds,
             store_root=self._store_root,
             checkpoint_prefix=checkpoint_prefix(job.id),

@@ -37,7 +37,8 @@ from headrace_server.worker.publisher import Publisher, Shelf
 from headrace_server.worker.race import race
 from headrace_server.worker.spool import Spool
 from headrace_server.worker.trainer_process import TRAINER_COMMAND
-from headrace_server.worker.watch import EXIT_SECONDS, Ending, TrainerStart, Watch
+from headrace_server.worker.watch import Ending, Watch
+from headrace_server.worker.world import EXIT_SECONDS, TrainerStart
 
 STORE_LOST = "StoreLost"
 """The kind of error of an attempt that was given up because the store has refused for too long."""
@@ -207,6 +208,8 @@ class Agent:
             environment={**clean_environment(os.environ), MARK: str(self._folder.resolve())},
             command=self._ways.trainer_command,
             exit_seconds=self._ways.exit_seconds,
+            num_ranks=self._assignment.num_ranks,
+            formation=self._assignment.formation,
         )
         self._watch = Watch(start, self._orders, self._outbox, self._publisher.publish, self._ways.counters)
         return await self._watch.run(lambda pid: record(self._folder / TRAINER_PID_FILE, pid))

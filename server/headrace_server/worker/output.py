@@ -33,7 +33,7 @@ class Rate:
 
 
 class Output:
-    """Both streams of one trainer."""
+    """Both streams of a trainer; of all ranks, where several train together."""
 
     def __init__(self, outbox: Outbox, rate: Rate | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._outbox = outbox
@@ -57,13 +57,13 @@ class Output:
         """Put a line of the agent's own among the evidence."""
         self._last.append(text[:LONGEST_EVIDENCE])
 
-    def stream(self, source: LogSource) -> asyncio.Protocol:
-        """The reading end of one of the streams."""
+    def stream(self, source: LogSource, prefix: str = "") -> asyncio.Protocol:
+        """The reading end of one of the streams; each of its lines begins with `prefix`."""
         self._num_open += 1
-        return _Stream(self, source)
+        return _Stream(self, source, prefix.encode())
 
     async def pump(self) -> None:
-        """Carry lines to the outbox until both streams have ended."""
+        """Carry lines to the outbox until all streams have ended."""
         while True:
             await self._bell.wait()
             self._bell.clear()
@@ -107,18 +107,19 @@ class Output:
 
 
 class _Stream(asyncio.Protocol):
-    def __init__(self, output: Output, source: LogSource) -> None:
+    def __init__(self, output: Output, source: LogSource, prefix: bytes) -> None:
         self._output = output
         self._source = source
+        self._prefix = prefix
         self._cutter = LineCutter(_LONGEST_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        self._output.write(self._source, list(self._cutter.feed(data)))
+        self._output.write(self._source, [self._prefix + line for line in self._cutter.feed(data)])
 
     def connection_lost(self, error: Exception | None) -> None:
         rest = self._cutter.end()
         if rest is not None:
-            self._output.write(self._source, [rest])
+            self._output.write(self._source, [self._prefix + rest])
         self._output.end_stream()
 
 

@@ -38,11 +38,11 @@ class ProcessTree:
     def __init__(self) -> None:
         self._self = psutil.Process()
         self._strangers = set(self._self.children())
-        self._trainer_pid = 0
+        self._roots: set[int] = set()
 
     def root(self, trainer_pid: int) -> None:
-        """Name the trainer, whose end somebody else waits for."""
-        self._trainer_pid = trainer_pid
+        """Name a trainer, whose end somebody else waits for."""
+        self._roots.add(trainer_pid)
 
     def members(self) -> set[psutil.Process]:
         """All processes of the tree that are alive."""
@@ -73,7 +73,7 @@ class ProcessTree:
     def reap(self) -> None:
         """Take note of the end of orphans that became our children, so that no zombie stays."""
         for process in set(self._self.children()) - self._strangers:
-            if process.pid != self._trainer_pid:
+            if process.pid not in self._roots:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
 

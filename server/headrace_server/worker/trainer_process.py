@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from headrace_server.trainers.job_file import JobFile
-from headrace_server.trainers.reports import TRAINER_REPORT, StopCommand, TrainerReport
+from headrace_server.trainers.reports import TRAINER_REPORT, ProfileCommand, StopCommand, TrainerReport
 from headrace_server.training.events import LogSource
 from headrace_server.worker.lines import LineCutter
 from headrace_server.worker.output import Output
@@ -50,14 +50,16 @@ class TrainerProcess:
         folder: Path,
         environment: Mapping[str, str],
         output: Output,
+        rank: int = 0,
     ) -> "TrainerProcess":
         """Start a trainer in a session of its own, with `folder` as its working folder.
 
-        `job_file` makes its job file from the number of the descriptor that reports go to.  Raises OSError.
+        `job_file` makes its job file from the number of the descriptor that reports go to.  What a rank above 0 writes
+        for people is marked with its number.  Raises OSError.
         """
         read_end, write_end = os.pipe()
         try:
-            path = folder / JOB_FILE
+            path = folder / (JOB_FILE if rank == 0 else f"job-{rank}.json")
             content = job_file(write_end).model_dump_json()
             await asyncio.to_thread(path.write_text, content, encoding="utf-8")
             # In this very thread: the kernel ends the trainer with the thread that started it (PR_SET_PDEATHSIG).
@@ -82,8 +84,9 @@ class TrainerProcess:
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
         await trainer._connect(os.fdopen(read_end, "rb", buffering=0), asyncio.StreamReaderProtocol(reports))
-        await trainer._connect(process.stdout, output.stream(LogSource.STDOUT))
-        await trainer._connect(process.stderr, output.stream(LogSource.STDERR))
+        prefix = f"[rank {rank}] " if rank else ""
+        await trainer._connect(process.stdout, output.stream(LogSource.STDOUT, prefix))
+        await trainer._connect(process.stderr, output.stream(LogSource.STDERR, prefix))
         return trainer
 
     async def reports(self) -> AsyncIterator["Sequence[TrainerReport | Garbage]"]:
@@ -98,11 +101,11 @@ class TrainerProcess:
         if rest is not None:
             yield [Garbage(rest, "it ended in the middle of a line")]
 
-    def stop(self) -> None:
-        """Tell it to write a checkpoint and end.  Harmless when it is gone, or does not listen."""
+    def command(self, command: StopCommand | ProfileCommand) -> None:
+        """Tell it something.  Harmless when it is gone, or does not listen."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(StopCommand().model_dump_json().encode() + b"\n")
+            self._process.stdin.write(command.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:
         """Give the pipes back.  What has not been read of them by now is lost."""

@@ -1,24 +1,24 @@
-"""Looks after one trainer from its start to the proof that nothing of it is left.
+"""Looks after the trainers of one attempt from their start to the proof that nothing of them is left.
 
-Passes on what it reports, obeys orders to stop it, and gathers the evidence of its end.  Knows no connection and no
-store.
+Passes on what they report, obeys orders to stop them, and gathers the evidence of their end.  Knows no connection
+and no store.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import structlog
 
-from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.reports import (
     CheckpointWritten,
     ExportWritten,
     Failed,
     Finished,
+    ProfileCommand,
+    StopCommand,
     Stopped,
     WarningRaised,
 )
@@ -29,10 +29,11 @@ from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.output import Output
 from headrace_server.worker.process_tree import ProcessTree
 from headrace_server.worker.race import race
-from headrace_server.worker.trainer_process import TRAINER_COMMAND, Garbage, TrainerProcess
+from headrace_server.worker.trainer_process import Garbage
+from headrace_server.worker.world import TrainerStart, World
 
-EXIT_SECONDS = 20.0
-"""How long a trainer may take to exit after its last report."""
+BROKEN_SECONDS = 3.0
+"""How long other ranks may go on after one has ended without a word: what it said last may still be unread."""
 DRAIN_SECONDS = 5.0
 """How long its pipes may take to run dry after every process that held them is gone."""
 REAP_SECONDS = 30.0
@@ -42,19 +43,6 @@ MOST_GARBAGE_TOLD = 10
 LastWord: TypeAlias = Finished | Stopped | Failed
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerStart:
-    """How to start a trainer."""
-
-    folder: Path
-    """Its working folder."""
-    job_file: Callable[[int], JobFile]
-    """Its job file, given the number of the descriptor for reports."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    command: Sequence[str] = TRAINER_COMMAND
-    exit_seconds: float = EXIT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +79,17 @@ class Watch:
         self._last_word: LastWord | None = None
         self._last_word_at = math.inf
         self._num_garbage = 0
-        self.trainer_pid = 0
-        """The trainer's process group while it runs; 0 otherwise."""
+        self._world: World | None = None
+
+    @property
+    def trainer_pid(self) -> int:
+        """The process group of the first trainer while it runs; 0 otherwise."""
+        return 0 if self._world is None else self._world.pid
+
+    def profile(self, num_steps: int) -> None:
+        """Have the next steps recorded, where a trainer runs."""
+        if self._world is not None:
+            self._world.command(ProfileCommand(num_steps=num_steps))
 
     async def run(self, started: Callable[[int], None] = lambda pid: None) -> Ending:
         """Start the trainer and return when it is gone, with all that it had started.
@@ -102,89 +99,110 @@ class Watch:
         tree = ProcessTree()
         killed_before = await asyncio.to_thread(self._counters.num_killed)
         try:
-            trainer = await TrainerProcess.start(
-                self._start.command, self._start.job_file, self._start.folder, self._start.environment, self._output
-            )
+            world = await World.start(self._start, self._output, tree, self._orders.ring)
         except BaseException:
             await _to_the_end(asyncio.to_thread(tree.kill))
             raise
         try:
-            tree.root(trainer.pid)
-            trainer.ended.add_done_callback(lambda _: self._orders.ring())
-            self.trainer_pid = trainer.pid
-            await asyncio.to_thread(started, trainer.pid)
-            log.info("watch.trainer_started", pid=trainer.pid)
-            was_stopped, num_killed = await self._until_over(trainer, tree)
+            self._world = world
+            await asyncio.to_thread(started, world.pid)
+            log.info("watch.trainer_started", pid=world.pid, ranks=len(world.ranks))
+            was_stopped, num_killed = await self._until_over(world, tree)
         finally:
             # Whatever went wrong, nothing of the trainer stays.
-            await _to_the_end(_end(trainer, tree))
-            self.trainer_pid = 0
+            await _to_the_end(_end(world, tree))
+            self._world = None
+        if culprit := world.describe_culprit():
+            self._output.remember(culprit)
+        # What other ranks say when one is gone is only how they noticed.
+        last_word = None if world.culprit is not None and len(world.ranks) > 1 else self._last_word
         killed_after = await asyncio.to_thread(self._counters.num_killed)
-        went_wrong = not was_stopped and not isinstance(self._last_word, (Finished, Stopped))
+        went_wrong = not was_stopped and not isinstance(last_word, (Finished, Stopped))
         ending = Ending(
-            last_word=self._last_word,
-            exit_code=trainer.ended.result(),
+            last_word=last_word,
+            exit_code=world.exit_code,
             was_stopped=was_stopped,
             out_of_memory=went_wrong and (killed_after or 0) > (killed_before or 0),
             num_killed=num_killed,
             last_lines=self._output.last_lines,
         )
-        log.info("watch.trainer_ended", exit_code=ending.exit_code, last_word=self._last_word and self._last_word.kind)
+        log.info("watch.trainer_ended", exit_code=ending.exit_code, last_word=last_word and last_word.kind)
         return ending
 
-    async def _until_over(self, trainer: TrainerProcess, tree: ProcessTree) -> tuple[bool, int]:
+    async def _until_over(self, world: World, tree: ProcessTree) -> tuple[bool, int]:
         """Return when the trainer's tree is gone and its pipes are dry; see `_until_ended`."""
         async with asyncio.TaskGroup() as tasks:
-            pumps = [tasks.create_task(self._output.pump()), tasks.create_task(self._listen(trainer))]
-            ended = await self._until_ended(trainer, tree)
+            pumps = [tasks.create_task(self._output.pump())]
+            pumps += [tasks.create_task(self._listen(world, index)) for index in range(len(world.ranks))]
+            ended = await self._until_ended(world, tree)
             _, late = await asyncio.wait(pumps, timeout=DRAIN_SECONDS)
             for pump in late:
                 pump.cancel()
         return ended
 
-    async def _until_ended(self, trainer: TrainerProcess, tree: ProcessTree) -> tuple[bool, int]:
+    async def _until_ended(self, world: World, tree: ProcessTree) -> tuple[bool, int]:
         """Return when the trainer's tree is gone: whether an order killed it, and how many had to be killed."""
         loop = asyncio.get_running_loop()
         was_told = False
+        broken_at = math.inf
         while True:
             bell = self._orders.bell  # taken before looking, so that no ring is missed
-            if trainer.ended.done():
+            if world.has_ended:
                 return False, await asyncio.to_thread(tree.clear)
             if self._orders.is_given and not was_told:
                 was_told = True
-                trainer.stop()
+                world.command(StopCommand())
             now = loop.time()
-            must_end_at = min(self._orders.deadline, self._last_word_at + self._start.exit_seconds)
+            broken_at = min(broken_at, now) if world.culprit is not None else math.inf
+            must_end_at = min(
+                self._orders.deadline, self._last_word_at + self._start.exit_seconds, broken_at + BROKEN_SECONDS
+            )
             if must_end_at <= now:
+                world.absolve()
                 num_killed = await asyncio.to_thread(tree.kill)
                 log.warning("watch.trainer_killed", processes=num_killed)
                 return self._orders.deadline <= now, num_killed
             await race(bell.wait(), seconds=min(must_end_at - now, REAP_SECONDS))
             await asyncio.to_thread(tree.reap)
 
-    async def _listen(self, trainer: TrainerProcess) -> None:
-        async for reports in trainer.reports():
+    async def _listen(self, world: World, index: int) -> None:
+        """Hear one rank.  All but the first only warn, and say how they ended."""
+        rank = world.rank_of(index)
+        async for reports in world.ranks[index].reports():
             passing: list[ReportContent] = []  # passed on together, for speed
             for report in reports:
                 match report:
-                    case Garbage() | CheckpointWritten() | ExportWritten() | Finished() | Stopped() | Failed():
+                    case Finished() | Stopped() | Failed():
                         await self._pass_on(passing)
                         passing = []
-                        await self._take(report)
+                        world.note_last_word(index)
+                        self._take_last_word(report, rank)
+                    case WarningRaised():
+                        passing.append(report)
+                    case _ if index > 0:
+                        continue
+                    case Garbage():
+                        await self._pass_on(passing)
+                        passing = []
+                        await self._note_garbage(report.text)
+                    case CheckpointWritten() | ExportWritten():
+                        await self._pass_on(passing)
+                        passing = []
+                        self._publish(report)
                     case _:
                         passing.append(report)
             await self._pass_on(passing)
 
-    async def _take(self, report: Garbage | CheckpointWritten | ExportWritten | LastWord) -> None:
-        match report:
-            case Garbage():
-                await self._note_garbage(report.text)
-            case CheckpointWritten() | ExportWritten():
-                self._publish(report)
-            case _:
-                self._last_word = report
-                self._last_word_at = asyncio.get_running_loop().time()
-                self._orders.ring()
+    def _take_last_word(self, word: LastWord, rank: int) -> None:
+        """The first failure counts; otherwise the first rank speaks for all."""
+        if isinstance(self._last_word, Failed) or (rank > 0 and not isinstance(word, Failed)):
+            self._orders.ring()
+            return
+        if rank > 0 and isinstance(word, Failed):
+            word = word.model_copy(update={"message": f"rank {rank}: {word.message}"})
+        self._last_word = word
+        self._last_word_at = asyncio.get_running_loop().time()
+        self._orders.ring()
 
     async def _pass_on(self, reports: Sequence[ReportContent]) -> None:
         if not reports:
@@ -210,14 +228,14 @@ class Watch:
             await self._outbox.add([WarningRaised(code="NOT_A_REPORT", message=message)])
 
 
-async def _end(trainer: TrainerProcess, tree: ProcessTree) -> None:
+async def _end(world: World, tree: ProcessTree) -> None:
     """Kill what is left and give the pipes back."""
+    world.absolve()
     try:
         await asyncio.to_thread(tree.kill)
-        async with asyncio.timeout(DRAIN_SECONDS):
-            await asyncio.shield(trainer.ended)  # dead already; the loop has yet to take note
+        await world.wait_until_noted(DRAIN_SECONDS)
     finally:
-        trainer.close()
+        world.close()
 
 
 async def _to_the_end(act: Coroutine[Any, Any, object]) -> None:
