@@ -9,7 +9,7 @@ OURS := server clients/python examples tests protos/generate.py
 NATIVE := $(shell find native -type f -not -name '*.md')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos native fmt check test quickstart serve bench clean
+.PHONY: help setup protos native fmt check test sanitize quickstart serve bench clean
 
 help:  ## show this menu
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -48,6 +48,9 @@ check: setup  ## format, lint, types, floors, contracts, repetition
 
 test: setup  ## all tests, with coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=15
+
+sanitize: setup  ## the C++ tests again, with sanitizers
+	sh tests/native/sanitize.sh $(BIN)
 
 quickstart: setup  ## train on handwritten digits, watch, predict: all over gRPC
 	$(BIN)/python examples/quickstart.py

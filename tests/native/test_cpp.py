@@ -1,0 +1,48 @@
+"""The C++ tests of native/, built without Python and run: one program for each part."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace_server import _native
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "cpp"
+PARTS = ("batching", "plane", "door")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def _run(*command: object) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """Where the programs are, built if need be."""
+    if not any(Path(folder, "doctest/doctest.h").exists() for folder in ("/usr/include", "/usr/local/include")):
+        pytest.skip("needs doctest (Debian: doctest-dev)")
+    tools = Path(sys.executable).parent
+    cmake = tools / "cmake"
+    _run(
+        *(cmake, "-S", ROOT / "native", "-B", BUILD, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"),
+        *("-DHEADRACE_MODULE=OFF", "-DHEADRACE_TESTS=ON", "-DHEADRACE_CUDA=OFF", "-DHEADRACE_STRICT=ON"),
+        "-DCMAKE_BUILD_TYPE=Debug",
+    )
+    _run(cmake, "--build", BUILD, "--parallel", min(2, os.cpu_count() or 1))
+    return BUILD / "tests"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_keeps_what_it_promises(part: str, programs: Path) -> None:
+    if part == "door" and not _native.door_built:
+        pytest.skip("built without gRPC for C++")
+    program = programs / f"headrace_tests_{part}"
+    if not any((ROOT / "tests/native/cpp" / part).glob("*.cc")):
+        pytest.skip("this part has no C++ tests yet")
+    assert "Status: SUCCESS" in _run(program)
