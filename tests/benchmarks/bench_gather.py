@@ -9,21 +9,25 @@ Rounds in which other programs had more than a tenth of a core are left out and 
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import psutil
 
 from headrace_server import _native
 from headrace_server.kernels import reference
 from headrace_server.kernels.gather import gather
 from headrace_server.tensors import Array
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.serving.quiet import MAX_OTHERS_CORES, Others
+
 ROUND_SECONDS = 0.2
-MAX_OTHERS_CORES = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,6 @@ CASES = [
     *(Case("64 rows of 64", (64,), 64, dtype) for dtype in (FP32, BF16, FP16)),
     *(Case("32 rows of 3x224x224", (3, 224, 224), 32, dtype) for dtype in (FP32, BF16, FP16)),
 ]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Seconds of processor time until a moment, by all programs and by this one."""
-
-    at: float
-    everybody: float
-    ours: float
-
-    @classmethod
-    def now(cls) -> "Usage":
-        """As of now."""
-        times = psutil.cpu_times()
-        everybody = sum(times) - times.idle - getattr(times, "iowait", 0.0)
-        return cls(time.perf_counter(), everybody, sum(psutil.Process().cpu_times()[:2]))
-
-    def others_since(self, before: "Usage") -> float:
-        """How many cores other programs had since then."""
-        return (self.everybody - before.everybody - (self.ours - before.ours)) / (self.at - before.at)
 
 
 def seconds_per_call(call: Callable[[], object]) -> float:
@@ -85,9 +69,9 @@ def measure(case: Case, num_rounds: int) -> str:
     times: dict[str, list[float]] = {name: [] for name in sides}
     num_disturbed = 0
     while len(times["native"]) < num_rounds:
-        before = Usage.now()
+        before = Others.now()
         round_times = {name: seconds_per_call(call) for name, call in sides.items()}
-        if Usage.now().others_since(before) > MAX_OTHERS_CORES:
+        if Others.now().cores_since(before) > MAX_OTHERS_CORES:
             num_disturbed += 1
             if num_disturbed > 40 * num_rounds:
                 return f"| {case.name}, FP32 to {case.dtype.name} | the machine is too busy to measure |"

@@ -1,159 +1,74 @@
-"""Answers a second and latency of Headrace beside MLServer: same model, same requests, same ONNX Runtime call.
+"""Headrace beside NVIDIA Triton, TorchServe, MLServer and KServe: same models, same ONNX Runtime, same load.
 
-    python tests/benchmarks/bench_peers.py [--seconds 5] [--rounds 3]
+    python tests/benchmarks/bench_peers.py [--models mlp,minilm,cnn] [--callers 1,8,64] [--seconds 3] [--rounds 3]
+                                           [--sides triton,headrace]
 
-A 64-256-256-10 network behind ModelInfer of the Open Inference Protocol, one row a call as raw bytes, one thread in
-ONNX Runtime on both sides, in a closed loop of 1, 8 and 64 callers.  MLServer runs in its one process
-(`parallel_workers` 0), from an environment that the first run makes in `build/peers`.  The callers, in this process,
-send bytes that were encoded once and do not decode the answers, except to check the first.  Sides are measured in turn.
+A closed loop of unary calls from a generator in C++ (tests/benchmarks/load), which is measured, too.  All servers get
+the same bytes of the Open Inference Protocol, one row a call; TorchServe gets the same tensors over its own interface.
+ONNX Runtime has one thread a session everywhere; each server has the settings that were found best for it
+(tests/benchmarks/serving/).  In every round each server is started, its answers are compared with ONNX Runtime's, it is
+loaded and ended, so that only one runs at a time.  A measurement during which other programs had more than a tenth
+of a core is repeated once, and marked when that did not help.
+
+With the limits of the same machine: bare echoes in gRPC C++ and grpc.aio with the requests of the small model, and ONNX
+Runtime called in a process, without a server.
+
+Takes about 20 minutes as it stands (45 s more a side, model and round that is disturbed all the time); the first run
+before that some minutes for the environments of the others, which are made below build/.  Prints Markdown; every single
+measurement goes to standard error as JSON.
 """
 
-import argparse
-import asyncio
-import json
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import grpc
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
+from tests.benchmarks.serving import arguments, headrace, kserve, limits, mlserver, tables, torchserve, triton
+from tests.benchmarks.serving.quiet import MAX_OTHERS_CORES, Others
+from tests.benchmarks.serving.rounds import Results, compare
+from tests.benchmarks.serving.workloads import Workload, workload
 
-from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb  # noqa: E402
-from tests.benchmarks.bench_predict import measure, process  # noqa: E402
-from tests.doubles import onnx_models  # noqa: E402
-
-PEERS = ("mlserver==1.7.1", "onnxruntime==1.31.1")
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
-RUNTIME = """
-import onnxruntime
-from mlserver import MLModel
-from mlserver.codecs import NumpyCodec
-from mlserver.types import InferenceRequest, InferenceResponse
-
-class Mlp(MLModel):
-    async def load(self) -> bool:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession("mlp.onnx", options)
-        return True
-
-    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        x = NumpyCodec.decode_input(payload.inputs[0])
-        (y,) = self._session.run(None, {"x": x})
-        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("y", y)])
-"""
+PEERS = (triton.side(1), triton.side(2), torchserve.SIDE, mlserver.SIDE, kserve.SIDE)
+ECHOES = (limits.CPP_ECHO, limits.AIO_ECHO)
 
 
-def mlserver_program() -> Path:
-    """The program `mlserver`, installed into an environment of its own if that is not there yet."""
-    environment = REPOSITORY / "build" / "peers"
-    program = environment / "bin" / "mlserver"
-    if not program.exists():
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        subprocess.run([environment / "bin" / "pip", "install", "--quiet", *PEERS], check=True)
-    return program
+def without_server(chosen: list[Workload], callers: list[int], rounds: int, seconds: float) -> str:
+    """ONNX Runtime in a process: a table."""
+    lines = []
+    for each in chosen:
+        for count in callers:
+            before = Others.now()
+            with tempfile.TemporaryDirectory() as folder:
+                runs = [limits.in_process(each, count, seconds, Path(folder)) for _ in range(rounds)]
+            remark = "disturbed, no result" if Others.now().cores_since(before) > MAX_OTHERS_CORES else ""
+            rates = tables.spread([run.rows_per_second for run in runs])
+            p50 = tables.spread([run.p50_ms for run in runs], 2)
+            how = statistics.mode(str(run) for run in runs)
+            lines.append((each.name, count, how, rates, p50, remark))
+    return tables.rows(("model", "callers", "ONNX Runtime in a process", "rows/s", "p50 of a run, ms", ""), lines)
 
 
-@contextmanager
-def mlserver(program: Path, folder: Path) -> Iterator[tuple[int, str]]:
-    """MLServer with the network; its process and its address."""
-    http, rpc, metrics = (_free_port() for _ in range(3))
-    settings = {"http_port": http, "grpc_port": rpc, "metrics_port": metrics, "parallel_workers": 0, "debug": False}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    (folder / "model-settings.json").write_text(json.dumps({"name": "mlp", "implementation": "runtime.Mlp"}))
-    (folder / "runtime.py").write_text(RUNTIME)
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([program, "start", "."], cwd=folder, stdout=log, stderr=log)
-    try:
-        yield server.pid, f"127.0.0.1:{rpc}"
-    finally:
-        server.terminate()
-        server.wait()
+def main() -> None:
+    """Measure and print."""
+    parser = arguments.parser(__doc__, seconds=3, rounds=3)
+    parser.add_argument("--sides", help="parts of their names, with commas between; default: all")
+    asked = parser.parse_args()
+    sides = arguments.choose((*PEERS, headrace.NATIVE, *ECHOES), asked.sides)
+    chosen = [workload(name) for name in asked.models]
+    servers = [side for side in sides if side not in ECHOES]
+    echoes = [side for side in sides if side in ECHOES]
 
-
-@contextmanager
-def headrace(folder: Path) -> Iterator[tuple[int, str]]:
-    """Headrace with the network; its process and its address."""
-    arguments = ("--data", f"{folder}/data", "--port", "0", "--model", f"mlp={folder}/mlp.onnx")
-    quiet = ("--set", "telemetry.metrics_port=-1")
-    with process("-m", "headrace_server", "serve", *arguments, *quiet, ready="house.open") as (server, line):
-        yield server.pid, f"127.0.0.1:{json.loads(line)['port']}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def request() -> tuple[bytes, np.ndarray]:
-    """One row, encoded, and the row itself."""
-    x = np.random.default_rng(0).normal(size=(1, 64)).astype("<f4")
-    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 64])
-    message = pb.ModelInferRequest(model_name="mlp", inputs=[tensor], raw_input_contents=[x.tobytes()])
-    return message.SerializeToString(), x
-
-
-async def wait_until_it_answers(channel: grpc.aio.Channel, content: bytes) -> np.ndarray:
-    """The first answer's numbers.  Raises AssertionError after a minute without one."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        try:
-            infer: Any = channel.unary_unary(METHOD)
-            answer = pb.ModelInferResponse.FromString(await infer(content, timeout=5))
-        except grpc.aio.AioRpcError:
-            await asyncio.sleep(0.2)
-            continue
-        if answer.raw_output_contents:
-            return np.frombuffer(answer.raw_output_contents[0], "<f4")
-        return np.array(answer.outputs[0].contents.fp32_contents, "<f4")
-    raise AssertionError("a server did not answer within a minute")
-
-
-async def run(program: Path, seconds: float, rounds: int) -> None:
-    """Measure both sides in turn and print a table."""
-    content, _ = request()
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        (folder / "mlp.onnx").write_bytes(onnx_models.mlp().SerializeToString())
-        servers = {
-            "MLServer": stack.enter_context(mlserver(program, folder)),
-            "Headrace": stack.enter_context(headrace(folder)),
-        }
-        channels = {side: grpc.aio.insecure_channel(address) for side, (_, address) in servers.items()}
-        answers = [await wait_until_it_answers(channel, content) for channel in channels.values()]
-        np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-6)
-        found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
-        for _ in range(rounds):
-            for num_callers in (1, 8, 64):
-                for side, (pid, _) in servers.items():
-                    infer: Any = channels[side].unary_unary(METHOD)
-                    figures = await measure(pid, partial(infer, content), num_callers, seconds)
-                    found.setdefault((num_callers, side), []).append(figures)
-        for channel in channels.values():
-            await channel.close()
-    print(f"{rounds} rounds of {seconds:g} s; medians")
-    print("| callers | side | answers/s | p50, ms | p99, ms | server's processor, us an answer |")
-    print("|---|---|---|---|---|---|")
-    for (num_callers, side), rows in found.items():
-        rate, p50, p99, cost = (statistics.median(column) for column in zip(*rows, strict=True))
-        print(f"| {num_callers} | {side} | {rate:,.0f} | {p50:.2f} | {p99:.2f} | {cost:.0f} |")
+    results = compare(servers, chosen, asked.callers, asked.rounds, asked.seconds)
+    bare = compare(echoes, [workload("mlp")] if echoes else [], asked.callers, asked.rounds, asked.seconds)
+    everything = Results({**results.rounds, **bare.rounds}, {**results.failures, **bare.failures})
+    print(f"{tables.machine()}\n{asked.rounds} rounds of {asked.seconds:g} s; medians, extremes in brackets\n")
+    print(tables.comparison(everything))
+    print(f"\n{tables.ratios(results, headrace.NATIVE.name, [side.name for side in PEERS])}\n")
+    if asked.sides is None:
+        print(without_server(chosen, asked.callers, asked.rounds, asked.seconds))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    asyncio.run(run(mlserver_program(), arguments.seconds, arguments.rounds))
+    main()
