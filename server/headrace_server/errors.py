@@ -44,6 +44,15 @@ class HeadraceError(Exception):
         self.metadata: Mapping[str, str] = {key: str(value) for key, value in metadata.items()}
 
 
+def of_member(error: HeadraceError, member: str) -> HeadraceError:
+    """The same error, told as that of one member of an ensemble: nothing of it is lost."""
+    path = "/".join(name for name in (member, error.metadata.get("member")) if name)
+    told = type(error).__new__(type(error), f"member {member!r}: {error}")
+    told.__dict__.update(error.__dict__)
+    told.metadata = {**error.metadata, "member": path}
+    return told
+
+
 # The request can never succeed.
 
 

@@ -12,15 +12,15 @@ from headrace.errors import HeadraceError
 PUBLIC = """
 AdamW Augmentation BlockingClient BlockingRun CheckpointNotFound CheckpointSaved Client Conflict ConstantSchedule
 CosineSchedule CursorAhead CursorExpired Dataset DatasetNotFound DatasetVersion DeadlineExceeded Denied
-DeviceOutOfMemory DigestMismatch EarlyStopping Evaluation EvaluationCompleted Event ExpiredInQueue HeadraceError
-Health IllegalTransition ImageClassificationTrainer InUse Interruption Invalid InvalidDataset InvalidModel InvalidName
-InvalidPageToken InvalidSpec InvalidTensor JobNotFound LinearSchedule LogLine Model ModelFailed ModelLoading
-ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken NoCheckpointYet NoPermit NotFound
-Numerics OutOfRange Overloaded PhaseChanged Placement PluginTrainer Prediction Provenance QueueFull RequestIdReused
-Retry
-ServerDraining ServerFault Sgd Staleness StateChanged StepCompleted StepDecaySchedule StorageFull StreamedPrediction
-TabularTrainer TimedOut Timing TooLarge TrainingCancelled TrainingEnded TrainingFailed TrainingJob TrainingRun
-TrainingSpec Unavailable Unsupported Violation WarningRaised WrongState plugin training_spec
+DeviceOutOfMemory DigestMismatch EarlyStopping Ensemble Evaluation EvaluationCompleted Event ExpiredInQueue
+HeadraceError Health IllegalTransition ImageClassificationTrainer InUse Interruption Invalid InvalidDataset
+InvalidModel InvalidName InvalidPageToken InvalidSpec InvalidTensor JobNotFound LinearSchedule LogLine MemberAnswer
+Model ModelFailed ModelLoading ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken
+NoCheckpointYet NoPermit NotFound Numerics OutOfRange Overloaded PhaseChanged Placement PluginTrainer Prediction
+Provenance QueueFull RequestIdReused Retry ServerDraining ServerFault Sgd Staleness StateChanged StepCompleted
+StepDecaySchedule StorageFull StreamedPrediction TabularTrainer TimedOut Timing TooLarge TrainingCancelled
+TrainingEnded TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported Violation WarningRaised
+WrongState chain mean plugin training_spec vote
 """
 NOT_OF_CALLS = {"UNSPECIFIED", "INTERNAL", "WORKER_FENCED", "TRAINER_FAILED", "WORKER_LOST"}
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from headrace_server.datasets.dataset import Column, Dataset, DatasetFormat, DatasetVersion, Description
 from headrace_server.errors import DatasetNotFound, ModelNotFound
+from headrace_server.models.ensemble import Ensemble
 from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage, Model, ModelVersion, Parity
 from headrace_server.names import ModelName
@@ -78,6 +79,7 @@ class MemoryRegistry:
         self.contents: dict[tuple[str, int], bytes] = {}
         self.aliases: dict[str, dict[str, int]] = {}
         self.serving: dict[str, ServingOptions] = {}
+        self.ensembles: list[Ensemble] = []
 
     async def register_file(
         self,
@@ -93,6 +95,13 @@ class MemoryRegistry:
         version = self._latest(model) + 1
         self.contents[model, version] = content
         return await self.resolve(ModelName(model, version))
+
+    async def register_ensemble(self, model: str, ensemble: Ensemble, *, request_id: str) -> ModelVersion:
+        """Keep nothing of it but that it was there."""
+        self.ensembles.append(ensemble)
+        version = self._latest(model) + 1
+        self.contents[model, version] = b""
+        return (await self.resolve(ModelName(model, version))).model_copy(update={"ensemble": ensemble})
 
     async def resolve(self, name: ModelName) -> ModelVersion:
         """The version that a name means."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.blocking import BlockingClient as BlockingClient, BlockingRun as BlockingRun
     from headrace.client import Client as Client
     from headrace.datasets.v1.dataset_pb2 import Dataset as Dataset, DatasetVersion as DatasetVersion
+    from headrace.ensembles import chain as chain, mean as mean, vote as vote
     from headrace.errors import (
         CheckpointNotFound as CheckpointNotFound,
         Conflict as Conflict, CursorAhead as CursorAhead, CursorExpired as CursorExpired,
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
     )
     from headrace.events import Event as Event
     from headrace.health_calls import Health as Health
+    from headrace.models.v1.ensemble_pb2 import Ensemble as Ensemble
     from headrace.models.v1.model_pb2 import Model as Model, ModelVersion as ModelVersion
     from headrace.prediction import (
-        Prediction as Prediction, Provenance as Provenance, Staleness as Staleness,
+        MemberAnswer as MemberAnswer, Prediction as Prediction, Provenance as Provenance, Staleness as Staleness,
         StreamedPrediction as StreamedPrediction, Timing as Timing,
     )
     from headrace.resume import Interruption as Interruption
@@ -72,6 +74,7 @@ _HOMES = {
     "headrace.blocking": ("BlockingClient", "BlockingRun"),
     "headrace.client": ("Client",),
     "headrace.datasets.v1.dataset_pb2": ("Dataset", "DatasetVersion"),
+    "headrace.ensembles": ("chain", "mean", "vote"),
     "headrace.errors": (
         "CheckpointNotFound",
         "Conflict", "CursorAhead", "CursorExpired", "DatasetNotFound", "DeadlineExceeded", "Denied",
@@ -85,8 +88,9 @@ _HOMES = {
     ),
     "headrace.events": ("Event",),
     "headrace.health_calls": ("Health",),
+    "headrace.models.v1.ensemble_pb2": ("Ensemble",),
     "headrace.models.v1.model_pb2": ("Model", "ModelVersion"),
-    "headrace.prediction": ("Prediction", "Provenance", "Staleness", "StreamedPrediction", "Timing"),
+    "headrace.prediction": ("MemberAnswer", "Prediction", "Provenance", "Staleness", "StreamedPrediction", "Timing"),
     "headrace.resume": ("Interruption",),
     "headrace.retry": ("Retry",),
     "headrace.run": ("TrainingRun",),

@@ -265,6 +265,7 @@ class BlockingClient(_Blocking[Client]):
     update_model = _waiting(Client.update_model)
     load_model = _waiting(Client.load_model)
     unload_model = _waiting(Client.unload_model)
+    register_ensemble = _waiting(Client.register_ensemble)
     upload_model = _waiting(Client.upload_model)
     download_artifact = _waiting(Client.download_artifact)
     health = _waiting(Client.health)

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from headrace.errors import DigestMismatch, Evidence, ServerFault
+from headrace.models.v1.ensemble_pb2 import Ensemble
 from headrace.models.v1.model_pb2 import Artifact, Model, ModelVersion
 from headrace.models.v1.model_service_pb2 import (
     AssignAliasRequest,
@@ -25,6 +26,7 @@ from headrace.models.v1.model_service_pb2 import (
     ListModelVersionsRequest,
     LoadModelVersionRequest,
     LoadModelVersionResponse,
+    RegisterEnsembleRequest,
     UnloadModelVersionRequest,
     UpdateModelRequest,
     UploadModelVersionHeader,
@@ -136,6 +138,16 @@ class ModelCalls:
         """Unload a version when the calls it has taken are finished; returns its full name."""
         request = UnloadModelVersionRequest(name=model_name(model))
         return (await self._wire.call_safely(self._wire.models.UnloadModelVersion, request, timeout)).model_version
+
+    async def register_ensemble(self, model: str, ensemble: Ensemble, *, request_id: str | None = None) -> ModelVersion:
+        """Register an ensemble (see `headrace.mean`, `headrace.vote`, `headrace.chain`) as a new version of `model`.
+
+        Raises InvalidSpec with everything that is wrong with it.
+        """
+        request = RegisterEnsembleRequest(
+            request_id=request_id or uuid.uuid4().hex, model=model_name(model), ensemble=ensemble
+        )
+        return (await self._wire.call_safely(self._wire.models.RegisterEnsemble, request)).model_version
 
     async def upload_model(
         self,

@@ -68,6 +68,19 @@ class Staleness:
     """Since the checkpoint was stored, or until the job ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class MemberAnswer:
+    """What one member of an ensemble did for an answer."""
+
+    name: str
+    model_version: str
+    timing: Timing
+    """`total_seconds` is what the server accounts for."""
+    provenance: Provenance
+    members: tuple[MemberAnswer, ...] = ()
+    """The same of its own members, when it is an ensemble itself."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """What a model made of its inputs."""
@@ -82,6 +95,8 @@ class Prediction:
     """For outputs of class scores: what each position of the last axis stands for."""
     staleness: Staleness | None = None
     """When a checkpoint of a job answered."""
+    members: tuple[MemberAnswer, ...] = ()
+    """When an ensemble answered: what each of its members did."""
 
     @property
     def answered_by(self) -> str:
@@ -134,34 +149,54 @@ def read_prediction(response: pb.PredictResponse, signature: ModelSignature, tot
     """The contract's answer as a value; outputs in the order of `signature`, unknown ones after them."""
     known = [spec.name for spec in signature.outputs if spec.name in response.outputs]
     names = known + sorted(name for name in response.outputs if name not in known)
-    timing, provenance = response.timing, response.provenance
     return Prediction(
         outputs={name: from_tensor(response.outputs[name]) for name in names},
         model_version=response.model_version,
-        timing=Timing(
-            queue_seconds=_seconds(timing.queue),
-            assemble_seconds=_seconds(timing.assemble),
-            compute_seconds=_seconds(timing.compute),
-            respond_seconds=_seconds(timing.respond),
-            batch_rows=timing.batch_rows,
-            batch_calls=timing.batch_calls,
-            total_seconds=total_seconds,
-        ),
-        provenance=Provenance(
-            artifact_digest=provenance.artifact_digest,
-            backend=provenance.backend,
-            precision=_PRECISIONS.get(provenance.precision, str(provenance.precision)),
-            device=provenance.device,
-            training_job=provenance.training_job,
-            training_step=provenance.training_step,
-            checkpoint_digest=provenance.checkpoint_digest,
-        ),
+        timing=_timing(response.timing, total_seconds),
+        provenance=_provenance(response.provenance),
+        class_names={spec.name: tuple(spec.class_names) for spec in signature.outputs if spec.class_names},
         staleness=(
             Staleness(response.staleness.steps, _seconds(response.staleness.age))
             if response.HasField("staleness")
             else None
         ),
-        class_names={spec.name: tuple(spec.class_names) for spec in signature.outputs if spec.class_names},
+        members=tuple(map(_member, response.members)),
+    )
+
+
+def _timing(timing: pb.Timing, total_seconds: float | None = None) -> Timing:
+    spans = (timing.queue, timing.assemble, timing.compute, timing.respond)
+    queue, assemble, compute, respond = map(_seconds, spans)
+    return Timing(
+        queue_seconds=queue,
+        assemble_seconds=assemble,
+        compute_seconds=compute,
+        respond_seconds=respond,
+        batch_rows=timing.batch_rows,
+        batch_calls=timing.batch_calls,
+        total_seconds=queue + assemble + compute + respond if total_seconds is None else total_seconds,
+    )
+
+
+def _provenance(provenance: pb.Provenance) -> Provenance:
+    return Provenance(
+        artifact_digest=provenance.artifact_digest,
+        backend=provenance.backend,
+        precision=_PRECISIONS.get(provenance.precision, str(provenance.precision)),
+        device=provenance.device,
+        training_job=provenance.training_job,
+        training_step=provenance.training_step,
+        checkpoint_digest=provenance.checkpoint_digest,
+    )
+
+
+def _member(member: pb.MemberAnswer) -> MemberAnswer:
+    return MemberAnswer(
+        name=member.name,
+        model_version=member.model_version,
+        timing=_timing(member.timing),
+        provenance=_provenance(member.provenance),
+        members=tuple(map(_member, member.members)),
     )
 
 

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -17,16 +18,17 @@ from headrace_server.errors import (
     ExpiredInQueue,
     HeadraceError,
     InvalidSpec,
-    InvalidTensor,
     JobNotFound,
     NoPermit,
     Unsupported,
     Violation,
 )
+from headrace_server.inference import ensembles
 from headrace_server.inference.backends.backend import Backend
 from headrace_server.inference.backends.onnxruntime import OnnxRuntimeBackend
 from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.inference.batch import Answer, BatchLimits
+from headrace_server.inference.check import check
 from headrace_server.inference.errands import Errands
 from headrace_server.inference.live.jobs import Jobs
 from headrace_server.inference.live.snapshots import Snapshots
@@ -53,12 +55,10 @@ from headrace_server.names import ModelName, SnapshotName
 from headrace_server.settings import InferenceSettings
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.telemetry.metrics import Metrics
-from headrace_server.tensors import Signature, Tensors
+from headrace_server.tensors import Tensors
 
 __all__ = ["Engine", "LoadedModel", "ModelStatus", "Prediction", "Provenance", "Readiness", "Timing"]
 
-INLINE_CHECK_BYTES = 64 << 10
-"""Inputs up to this size are checked on the loop: that is faster than going to a thread and back."""
 MOST_METERS = 4096
 
 log = structlog.get_logger()
@@ -135,27 +135,7 @@ class Engine:
         self._num_calls += 1
         self._is_idle.clear()
         try:
-            version = await self._find(name, deadline)
-            inputs = version.signature.encode_text(inputs)
-            meters = self._meters_of(version)
-            asked_at = time.monotonic()
-            try:
-                prediction = await self._predict(version, meters, inputs, output_names, deadline, priority)
-            except HeadraceError as error:
-                meters.ended(error.reason, time.monotonic() - asked_at)
-                if isinstance(error, NoPermit):
-                    meters.shed("no_permit")
-                elif isinstance(error, ExpiredInQueue):
-                    meters.shed("expired")
-                raise
-            except asyncio.CancelledError:
-                meters.ended("left", time.monotonic() - asked_at)
-                raise
-            except BaseException:
-                meters.ended("INTERNAL", time.monotonic() - asked_at)
-                raise
-            meters.answered(prediction.timing, _num_rows(version, inputs), time.monotonic() - asked_at)
-            return prediction
+            return await self._ask(name, inputs, output_names, deadline, priority)
         finally:
             self._num_calls -= 1
             if self._num_calls == 0:
@@ -170,6 +150,12 @@ class Engine:
         if self._is_draining:
             raise Draining
         version = await self._find(name)
+        if version.ensemble is not None:
+            if backend:
+                raise Unsupported(f"backend {backend!r} for {version.name}", "it is an ensemble: load its members")
+            for member in await ensembles.members_of(version, self._registry.resolve):
+                (await self._residency.borrow(member, again=True)).give_back()
+            return LoadedModel(version, ensembles.BACKEND)
         if backend:
             self._choose(version, backend)
         resident = await self._residency.borrow(version, backend=backend, again=True)
@@ -179,15 +165,26 @@ class Engine:
     async def unload(self, name: ModelName) -> ModelVersion:
         """Unload a version when the calls that it has taken are finished.  Raises ModelNotLoaded, ModelNotFound."""
         version = await self._find(name)
+        if version.ensemble is not None:
+            raise Unsupported(f"unloading {version.name}", "it is an ensemble: unload its members")
         await self._residency.unload(version)
         return version
 
     async def status(self, name: ModelName) -> ModelStatus:
         """How the version that a name means is.  Raises ModelNotFound."""
-        return self.look(await self._find(name))
+        version = await self._find(name)
+        if version.ensemble is None:
+            return self.look(version)
+        members = await ensembles.members_of(version, self._registry.resolve)
+        return ensembles.status_of(version, [self.look(member) for member in members])
 
     def look(self, version: ModelVersion) -> ModelStatus:
-        """How a version is."""
+        """How a version is in itself; an ensemble, which is nothing to be loaded, is ready.
+
+        `status` says how its members are.
+        """
+        if version.ensemble is not None:
+            return ModelStatus(version, Readiness.READY, None, 0, ensembles.BACKEND)
         readiness, failure, resident = self._residency.look(version)
         calls = resident.batcher.calls_in_flight if resident is not None else 0
         return ModelStatus(version, readiness, failure, calls, resident.backend if resident is not None else "")
@@ -243,6 +240,55 @@ class Engine:
         self._metrics.snapshot_age_seconds.observe(staleness.age_seconds)
         return staleness
 
+    async def _ask(
+        self,
+        name: ModelName,
+        inputs: Tensors,
+        output_names: Sequence[str],
+        deadline: float | None,
+        priority: int,
+        depth: int = 1,
+    ) -> Prediction:
+        """Run a model once; `depth` counts the ensembles that it is in, and itself."""
+        version = await self._find(name, deadline)
+        inputs = version.signature.encode_text(inputs)
+        meters = self._meters_of(version)
+        asked_at = time.monotonic()
+        try:
+            if version.ensemble is None:
+                prediction = await self._predict(version, meters, inputs, output_names, deadline, priority)
+            else:
+                prediction = await self._predict_together(version, inputs, output_names, deadline, priority, depth)
+        except HeadraceError as error:
+            meters.ended(error.reason, time.monotonic() - asked_at)
+            if isinstance(error, NoPermit):
+                meters.shed("no_permit")
+            elif isinstance(error, ExpiredInQueue):
+                meters.shed("expired")
+            raise
+        except asyncio.CancelledError:
+            meters.ended("left", time.monotonic() - asked_at)
+            raise
+        except BaseException:
+            meters.ended("INTERNAL", time.monotonic() - asked_at)
+            raise
+        meters.answered(prediction.timing, _num_rows(version, inputs), time.monotonic() - asked_at)
+        return prediction
+
+    async def _predict_together(
+        self,
+        version: ModelVersion,
+        inputs: Tensors,
+        output_names: Sequence[str],
+        deadline: float | None,
+        priority: int,
+        depth: int,
+    ) -> Prediction:
+        ensembles.check_depth(version, depth)
+        await check(version, inputs, output_names)
+        ask = partial(self._ask, depth=depth + 1)
+        return await ensembles.predict(version, inputs, output_names, deadline=deadline, priority=priority, ask=ask)
+
     async def _predict(
         self,
         version: ModelVersion,
@@ -252,7 +298,7 @@ class Engine:
         deadline: float | None,
         priority: int,
     ) -> Prediction:
-        nbytes = await _check(version, inputs, output_names)
+        nbytes = await check(version, inputs, output_names)
         resident = self._residency.borrow_ready(version)
         if resident is None:
             resident = await self._residency.borrow(version, deadline=deadline, nbytes=nbytes)
@@ -352,34 +398,3 @@ async def _run(
     finally:
         if timer is not None:
             timer.cancel()
-
-
-async def _check(version: ModelVersion, inputs: Tensors, output_names: Sequence[str]) -> int:
-    """Raise InvalidTensor unless the inputs fit; return their size in bytes.
-
-    Shapes and types are a glance.  Looking at every element of large inputs is done in a thread.
-    """
-    signature = version.signature
-    size = sum(array.nbytes for array in inputs.values())
-    looks_inside = any(spec.finite_only for spec in signature.inputs) or any(
-        array.dtype == object for array in inputs.values()
-    )
-    if looks_inside and size > INLINE_CHECK_BYTES:
-        violations, size = await asyncio.to_thread(_look, signature, inputs, output_names)
-    else:
-        violations, size = _look(signature, inputs, output_names)
-    if violations:
-        raise InvalidTensor(violations, str(version.name))
-    return size
-
-
-def _look(signature: Signature, inputs: Tensors, output_names: Sequence[str]) -> tuple[list[Violation], int]:
-    violations = signature.violations(inputs, output_names)
-    if violations:
-        return violations, 0
-    size = 0
-    for array in inputs.values():
-        size += array.nbytes
-        if array.dtype == object:
-            size += sum(map(len, array.ravel().tolist()))
-    return violations, size

@@ -53,6 +53,19 @@ class Staleness:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberAnswer:
+    """What one member of an ensemble did for an answer."""
+
+    name: str
+    """What the ensemble calls it."""
+    version: ModelVersion
+    timing: Timing
+    provenance: Provenance
+    members: tuple["MemberAnswer", ...] = ()
+    """The same of its own members, when it is an ensemble itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What a model made of the inputs of one call."""
 
@@ -63,6 +76,8 @@ class Prediction:
     provenance: Provenance
     staleness: Staleness | None = None
     """For a checkpoint of a job."""
+    members: tuple[MemberAnswer, ...] = ()
+    """For an ensemble, in its order."""
 
 
 class Readiness(StrEnum):

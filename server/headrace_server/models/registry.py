@@ -31,7 +31,8 @@ from headrace_server.errors import (
     Unsupported,
     Violation,
 )
-from headrace_server.models import folder, onnx_signature, records, torch_signature
+from headrace_server.models import ensemble_members, folder, onnx_signature, records, torch_signature
+from headrace_server.models.ensemble import Ensemble
 from headrace_server.models.lines import Line, Lines
 from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage, Model, ModelVersion, NewVersion
@@ -168,6 +169,17 @@ class Registry:
             token, new, lambda: self.register(new, origin=f"{prefix}{token}", origin_digest=offer.digest)
         )
         log.info("models.registered_from_path", model=str(version.name), path=str(path))
+        return version
+
+    async def register_ensemble(self, model: str, ensemble: Ensemble, *, request_id: str) -> ModelVersion:
+        """Register an ensemble.  Same request id and ensemble: the same version.
+
+        Raises InvalidSpec with everything that is wrong with it, InvalidName, RequestIdReused.
+        """
+        _check_model(model)
+        new, digest = await ensemble_members.prepare(model, ensemble, self.resolve)
+        version = await self.register(new, origin=_upload(request_id), origin_digest=digest)
+        log.info("models.ensemble_registered", model=str(version.name), members=len(ensemble.members))
         return version
 
     # Finding versions.

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from headrace_server.models.ensemble import Ensemble
 from headrace_server.models.serving import ServingOptions
 from headrace_server.names import ModelName
 from headrace_server.tensors import Signature
@@ -72,6 +73,8 @@ class NewVersion(BaseModel):
     artifacts: tuple[Artifact, ...]
     metrics: dict[str, float] = {}
     lineage: Lineage = Lineage()
+    ensemble: Ensemble | None = None
+    """What it is made of, when it answers with other models; then it has no artifacts."""
 
 
 class ModelVersion(NewVersion):

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from headrace_server.datasets.dataset import Dataset, DatasetFormat, DatasetVersion
 from headrace_server.inference.prediction import LoadedModel, ModelStatus, Prediction
 from headrace_server.inference.tally import Statistics
+from headrace_server.models.ensemble import Ensemble
 from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import Artifact, ArtifactFormat, Model, ModelVersion
 from headrace_server.names import JobName, ModelName
@@ -69,6 +70,10 @@ class RegistryPort(Protocol):
         request_id: str,
     ) -> ModelVersion:
         """Register a file that comes in pieces."""
+        ...
+
+    async def register_ensemble(self, model: str, ensemble: Ensemble, *, request_id: str) -> ModelVersion:
+        """Register an ensemble."""
         ...
 
     async def resolve(self, name: ModelName) -> ModelVersion:

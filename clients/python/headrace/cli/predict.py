@@ -16,7 +16,7 @@ from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, fail, 
 from headrace.cli.story import describe_short
 from headrace.client import Client
 from headrace.inference_calls import Inputs
-from headrace.prediction import Prediction
+from headrace.prediction import MemberAnswer, Prediction
 from headrace.tensors import Array
 
 MOST_ROWS = 20
@@ -140,6 +140,17 @@ def as_tree(prediction: Prediction) -> dict[str, Any]:
             "checkpointDigest": provenance.checkpoint_digest,
         },
         **_staleness_of(prediction),
+        **({"members": [_member(member) for member in prediction.members]} if prediction.members else {}),
+    }
+
+
+def _member(member: MemberAnswer) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        "modelVersion": member.model_version,
+        "serverSeconds": member.timing.server_seconds,
+        "artifactDigest": member.provenance.artifact_digest,
+        "precision": member.provenance.precision,
     }
 
 
@@ -172,6 +183,9 @@ def print_prediction(prediction: Prediction) -> None:
         "transport": timing.transport_seconds,
     }
     shares = ", ".join(f"{name} {describe_short(timedelta(seconds=seconds))}" for name, seconds in parts.items())
+    for member in prediction.members:
+        took = describe_short(timedelta(seconds=member.timing.server_seconds))
+        out.print(f"{member.name}: {member.model_version} on {member.provenance.backend}; {took}", style="dim")
     if (staleness := prediction.staleness) is not None:
         age = describe_short(timedelta(seconds=staleness.age_seconds))
         out.print(f"{staleness.steps:,} steps and {age} behind its job", style="dim")

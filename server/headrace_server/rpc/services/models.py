@@ -11,6 +11,7 @@ from headrace_server.rpc.closing import closed_after
 from headrace_server.rpc.interceptor import Context, Requests
 from headrace_server.rpc.ports import EnginePort, RegistryPort
 from headrace_server.rpc.services.uploads import read_chunks, read_header
+from headrace_server.rpc.wire.ensembles import ensemble_from_proto
 from headrace_server.rpc.wire.models import (
     alias_of,
     artifact_to_proto,
@@ -80,6 +81,17 @@ class ModelService(pb_grpc.ModelServiceServicer):
                 model, artifact_format, chunks, digest=header.digest, request_id=header.request_id
             )
         return pb.UploadModelVersionResponse(model_version=version_to_proto(version))
+
+    async def RegisterEnsemble(
+        self, request: pb.RegisterEnsembleRequest, context: Context
+    ) -> pb.RegisterEnsembleResponse:
+        """Register an ensemble."""
+        model = model_id(request.model, "model")
+        if len(request.request_id) > LONGEST_REQUEST_ID:
+            raise InvalidSpec([Violation("request_id", f"has more than {LONGEST_REQUEST_ID} characters")])
+        ensemble = ensemble_from_proto(request.ensemble)
+        version = await self._registry.register_ensemble(model, ensemble, request_id=request.request_id)
+        return pb.RegisterEnsembleResponse(model_version=version_to_proto(version))
 
     async def AssignAlias(self, request: pb.AssignAliasRequest, context: Context) -> pb.AssignAliasResponse:
         """Point an alias to a version."""

@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidName, InvalidSpec, InvalidTensor, Violation
-from headrace_server.inference.prediction import ModelStatus, Prediction, Provenance, Timing
+from headrace_server.inference.prediction import MemberAnswer, ModelStatus, Prediction, Provenance, Timing
 from headrace_server.names import ModelName, SnapshotName, parse_predictable
 from headrace_server.precision import Precision
 from headrace_server.rpc.status import status_of
@@ -80,6 +80,7 @@ def prediction_to_proto(prediction: Prediction, *, as_values: bool) -> pb.Predic
     if prediction.staleness is not None:
         response.staleness.steps = prediction.staleness.steps
         response.staleness.age.CopyFrom(_span(prediction.staleness.age_seconds))
+    response.members.extend(map(_member_to_proto, prediction.members))
     for output, array in prediction.outputs.items():
         write_tensor(array, response.outputs[output], as_values=as_values)
     return response
@@ -113,6 +114,16 @@ def _timing_to_proto(timing: Timing) -> pb.Timing:
         respond=_span(timing.respond_seconds),
         batch_rows=timing.batch_rows,
         batch_calls=timing.batch_calls,
+    )
+
+
+def _member_to_proto(member: MemberAnswer) -> pb.MemberAnswer:
+    return pb.MemberAnswer(
+        name=member.name,
+        model_version=str(member.version.name),
+        timing=_timing_to_proto(member.timing),
+        provenance=_provenance_to_proto(member.provenance),
+        members=map(_member_to_proto, member.members),
     )
 
 

@@ -9,6 +9,7 @@ from headrace.models.v1 import model_pb2 as pb
 from headrace_server.errors import InvalidName, InvalidSpec, Violation
 from headrace_server.models.version import Artifact, ArtifactFormat, Lineage, Model, ModelVersion
 from headrace_server.names import ID_RULE, ModelName, is_id
+from headrace_server.rpc.wire.ensembles import ensemble_to_proto
 from headrace_server.rpc.wire.events import time_to_proto
 from headrace_server.rpc.wire.serving import serving_to_proto
 from headrace_server.rpc.wire.tensors import spec_to_proto
@@ -73,6 +74,7 @@ def version_to_proto(version: ModelVersion) -> pb.ModelVersion:
         metrics=version.metrics,
         lineage=_lineage_to_proto(version.lineage),
         create_time=time_to_proto(version.created_at),
+        ensemble=ensemble_to_proto(version.ensemble) if version.ensemble is not None else None,
     )
 
 

@@ -109,6 +109,8 @@ def index_entry(status: ModelStatus) -> pb.RepositoryIndexResponse.ModelIndex:
 
 def _running(status: ModelStatus) -> tuple[str, str, str]:
     """The backend, the platform and the file of what runs a version, or would."""
+    if status.version.ensemble is not None:
+        return "", "ensemble", ""
     artifact = _chosen(status)
     if artifact is None:
         return "", "", ""

@@ -140,6 +140,7 @@ class PredictResponse(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     STALENESS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """`models/{model}/versions/{version}`: the version that answered; empty when a checkpoint of a job did, which
     `provenance` names.
@@ -160,6 +161,10 @@ class PredictResponse(_message.Message):
     def staleness(self) -> Global___Staleness:
         """How far behind its job the checkpoint is that answered; absent when a version answered."""
 
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberAnswer]:
+        """What the members of an ensemble did, in the order of the ensemble; empty for other models."""
+
     def __init__(
         self,
         *,
@@ -168,14 +173,59 @@ class PredictResponse(_message.Message):
         timing: Global___Timing | None = ...,
         provenance: Global___Provenance | None = ...,
         staleness: Global___Staleness | None = ...,
+        members: _abc.Iterable[Global___MemberAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "outputs", b"outputs", "provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "model_version", b"model_version", "outputs", b"outputs", "provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
+class MemberAnswer(_message.Message):
+    """What one member of an ensemble did for an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What the ensemble calls it."""
+    model_version: _builtins.str
+    """`models/{model}/versions/{version}`: what its name meant in this call."""
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """Where its time went."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """What exactly ran."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberAnswer]:
+        """The same of its own members, when it is an ensemble itself."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        timing: Global___Timing | None = ...,
+        provenance: Global___Provenance | None = ...,
+        members: _abc.Iterable[Global___MemberAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "timing", b"timing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "model_version", b"model_version", "name", b"name", "provenance", b"provenance", "timing", b"timing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberAnswer: _TypeAlias = MemberAnswer  # noqa: Y015
 
 @_typing.final
 class Staleness(_message.Message):
@@ -207,7 +257,9 @@ Global___Staleness: _TypeAlias = Staleness  # noqa: Y015
 
 @_typing.final
 class Timing(_message.Message):
-    """Where the time of one call went, inside the server."""
+    """Where the time of one call went, inside the server.  Of an ensemble, `compute` is from its beginning until its last
+    member had answered, and `respond` is combining the answers; its members have timings of their own.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -269,11 +321,11 @@ class Provenance(_message.Message):
     TRAINING_STEP_FIELD_NUMBER: _builtins.int
     CHECKPOINT_DIGEST_FIELD_NUMBER: _builtins.int
     artifact_digest: _builtins.str
-    """"sha256:" and the digest of the program that ran."""
+    """"sha256:" and the digest of the program that ran; of an ensemble, a digest over those of its members."""
     backend: _builtins.str
-    """"onnxruntime" or "torch"."""
+    """"onnxruntime", "torch" or "ensemble"."""
     precision: _tensor_pb2.Precision.ValueType
-    """The precision that really ran."""
+    """The precision that really ran; of an ensemble PRECISION_AUTO when its members ran in different ones."""
     device: _builtins.str
     """"cpu" or "cuda:0"."""
     training_job: _builtins.str

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from headrace.models.v1 import ensemble_pb2 as headrace_dot_models_dot_v1_dot_ensemble__pb2
 from headrace.models.v1 import serving_options_pb2 as headrace_dot_models_dot_v1_dot_serving__options__pb2
 from headrace.type.v1 import tensor_pb2 as headrace_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/models/v1/model.proto\x12\x12headrace.models.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(headrace/models/v1/serving_options.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\xfc\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\t\x12\x37\n\x07\x61liases\x18\x03 \x03(\x0b\x32&.headrace.models.v1.Model.AliasesEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07serving\x18\x06 \x01(\x0b\x32\".headrace.models.v1.ServingOptions\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf9\x02\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06inputs\x18\x02 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12-\n\x07outputs\x18\x03 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12/\n\tartifacts\x18\x04 \x03(\x0b\x32\x1c.headrace.models.v1.Artifact\x12>\n\x07metrics\x18\x05 \x03(\x0b\x32-.headrace.models.v1.ModelVersion.MetricsEntry\x12,\n\x07lineage\x18\x06 \x01(\x0b\x32\x1b.headrace.models.v1.Lineage\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x80\x02\n\x08\x41rtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32#.headrace.models.v1.Artifact.Format\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"\x8c\x01\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_ONNX\x10\x01\x12\x17\n\x13\x46ORMAT_TORCH_EXPORT\x10\x02\x12\x16\n\x12\x46ORMAT_SAFETENSORS\x10\x03\x12\x10\n\x0c\x46ORMAT_OTHER\x10\x04\x12\x16\n\x12\x46ORMAT_CALIBRATION\x10\x05\"\xb1\x03\n\x07Lineage\x12\x14\n\x0ctraining_job\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x03 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x03\x12\x14\n\x0c\x63ode_version\x18\x06 \x01(\t\x12\x41\n\x0b\x65nvironment\x18\x07 \x03(\x0b\x32,.headrace.models.v1.Lineage.EnvironmentEntry\x12%\n\x04spec\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x37\n\x06parity\x18\t \x03(\x0b\x32\'.headrace.models.v1.Lineage.ParityEntry\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aI\n\x0bParityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.headrace.models.v1.Parity:\x02\x38\x01\"6\n\x06Parity\x12\x10\n\x08num_rows\x18\x01 \x01(\x03\x12\x1a\n\x12max_abs_difference\x18\x02 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/models/v1/model.proto\x12\x12headrace.models.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!headrace/models/v1/ensemble.proto\x1a(headrace/models/v1/serving_options.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\xfc\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\t\x12\x37\n\x07\x61liases\x18\x03 \x03(\x0b\x32&.headrace.models.v1.Model.AliasesEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07serving\x18\x06 \x01(\x0b\x32\".headrace.models.v1.ServingOptions\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x03\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x06inputs\x18\x02 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12-\n\x07outputs\x18\x03 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12/\n\tartifacts\x18\x04 \x03(\x0b\x32\x1c.headrace.models.v1.Artifact\x12>\n\x07metrics\x18\x05 \x03(\x0b\x32-.headrace.models.v1.ModelVersion.MetricsEntry\x12,\n\x07lineage\x18\x06 \x01(\x0b\x32\x1b.headrace.models.v1.Lineage\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x08\x65nsemble\x18\x14 \x01(\x0b\x32\x1c.headrace.models.v1.Ensemble\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x80\x02\n\x08\x41rtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32#.headrace.models.v1.Artifact.Format\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"\x8c\x01\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_ONNX\x10\x01\x12\x17\n\x13\x46ORMAT_TORCH_EXPORT\x10\x02\x12\x16\n\x12\x46ORMAT_SAFETENSORS\x10\x03\x12\x10\n\x0c\x46ORMAT_OTHER\x10\x04\x12\x16\n\x12\x46ORMAT_CALIBRATION\x10\x05\"\xb1\x03\n\x07Lineage\x12\x14\n\x0ctraining_job\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61taset_digest\x18\x03 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x03\x12\x14\n\x0c\x63ode_version\x18\x06 \x01(\t\x12\x41\n\x0b\x65nvironment\x18\x07 \x03(\x0b\x32,.headrace.models.v1.Lineage.EnvironmentEntry\x12%\n\x04spec\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x37\n\x06parity\x18\t \x03(\x0b\x32\'.headrace.models.v1.Lineage.ParityEntry\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aI\n\x0bParityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.headrace.models.v1.Parity:\x02\x38\x01\"6\n\x06Parity\x12\x10\n\x08num_rows\x18\x01 \x01(\x03\x12\x1a\n\x12max_abs_difference\x18\x02 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,24 +44,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LINEAGE_ENVIRONMENTENTRY']._serialized_options = b'8\001'
   _globals['_LINEAGE_PARITYENTRY']._loaded_options = None
   _globals['_LINEAGE_PARITYENTRY']._serialized_options = b'8\001'
-  _globals['_MODEL']._serialized_start=191
-  _globals['_MODEL']._serialized_end=443
-  _globals['_MODEL_ALIASESENTRY']._serialized_start=397
-  _globals['_MODEL_ALIASESENTRY']._serialized_end=443
-  _globals['_MODELVERSION']._serialized_start=446
-  _globals['_MODELVERSION']._serialized_end=823
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=777
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=823
-  _globals['_ARTIFACT']._serialized_start=826
-  _globals['_ARTIFACT']._serialized_end=1082
-  _globals['_ARTIFACT_FORMAT']._serialized_start=942
-  _globals['_ARTIFACT_FORMAT']._serialized_end=1082
-  _globals['_LINEAGE']._serialized_start=1085
-  _globals['_LINEAGE']._serialized_end=1518
-  _globals['_LINEAGE_ENVIRONMENTENTRY']._serialized_start=1393
-  _globals['_LINEAGE_ENVIRONMENTENTRY']._serialized_end=1443
-  _globals['_LINEAGE_PARITYENTRY']._serialized_start=1445
-  _globals['_LINEAGE_PARITYENTRY']._serialized_end=1518
-  _globals['_PARITY']._serialized_start=1520
-  _globals['_PARITY']._serialized_end=1574
+  _globals['_MODEL']._serialized_start=226
+  _globals['_MODEL']._serialized_end=478
+  _globals['_MODEL_ALIASESENTRY']._serialized_start=432
+  _globals['_MODEL_ALIASESENTRY']._serialized_end=478
+  _globals['_MODELVERSION']._serialized_start=481
+  _globals['_MODELVERSION']._serialized_end=906
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=860
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=906
+  _globals['_ARTIFACT']._serialized_start=909
+  _globals['_ARTIFACT']._serialized_end=1165
+  _globals['_ARTIFACT_FORMAT']._serialized_start=1025
+  _globals['_ARTIFACT_FORMAT']._serialized_end=1165
+  _globals['_LINEAGE']._serialized_start=1168
+  _globals['_LINEAGE']._serialized_end=1601
+  _globals['_LINEAGE_ENVIRONMENTENTRY']._serialized_start=1476
+  _globals['_LINEAGE_ENVIRONMENTENTRY']._serialized_end=1526
+  _globals['_LINEAGE_PARITYENTRY']._serialized_start=1528
+  _globals['_LINEAGE_PARITYENTRY']._serialized_end=1601
+  _globals['_PARITY']._serialized_start=1603
+  _globals['_PARITY']._serialized_end=1657
 # @@protoc_insertion_point(module_scope)

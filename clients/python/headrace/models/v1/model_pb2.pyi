@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from headrace.models.v1 import ensemble_pb2 as _ensemble_pb2
 from headrace.models.v1 import serving_options_pb2 as _serving_options_pb2
 from headrace.type.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -120,6 +121,7 @@ class ModelVersion(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/versions/{version}`, counted from 1."""
     @_builtins.property
@@ -146,6 +148,10 @@ class ModelVersion(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
 
+    @_builtins.property
+    def ensemble(self) -> _ensemble_pb2.Ensemble:
+        """What it is made of, for a version that has no files but answers with other models."""
+
     def __init__(
         self,
         *,
@@ -156,10 +162,11 @@ class ModelVersion(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         lineage: Global___Lineage | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        ensemble: _ensemble_pb2.Ensemble | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "lineage", b"lineage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "ensemble", b"ensemble", "lineage", b"lineage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "create_time", b"create_time", "inputs", b"inputs", "lineage", b"lineage", "metrics", b"metrics", "name", b"name", "outputs", b"outputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "create_time", b"create_time", "ensemble", b"ensemble", "inputs", b"inputs", "lineage", b"lineage", "metrics", b"metrics", "name", b"name", "outputs", b"outputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,62 +23,67 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from headrace.models.v1 import ensemble_pb2 as headrace_dot_models_dot_v1_dot_ensemble__pb2
 from headrace.models.v1 import model_pb2 as headrace_dot_models_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&headrace/models/v1/model_service.proto\x12\x12headrace.models.v1\x1a google/protobuf/field_mask.proto\x1a\x1eheadrace/models/v1/model.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x12UpdateModelRequest\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"?\n\x13UpdateModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x17GetModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"P\n\x18ListModelVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"n\n\x19ListModelVersionsResponse\x12\x38\n\x0emodel_versions\x18\x01 \x03(\x0b\x32 .headrace.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x19UploadModelVersionRequest\x12>\n\x06header\x18\x01 \x01(\x0b\x32,.headrace.models.v1.UploadModelVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x82\x01\n\x18UploadModelVersionHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.headrace.models.v1.Artifact.Format\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"U\n\x1aUploadModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"I\n\x12\x41ssignAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"?\n\x13\x41ssignAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"2\n\x12\x44\x65leteAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"?\n\x13\x44\x65leteAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"8\n\x17LoadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"B\n\x18LoadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\")\n\x19UnloadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x1aUnloadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"5\n\x17\x44ownloadArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"e\n\x18\x44ownloadArtifactResponse\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.headrace.models.v1.ArtifactH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part2\x8c\t\n\x0cModelService\x12U\n\x08GetModel\x12#.headrace.models.v1.GetModelRequest\x1a$.headrace.models.v1.GetModelResponse\x12[\n\nListModels\x12%.headrace.models.v1.ListModelsRequest\x1a&.headrace.models.v1.ListModelsResponse\x12^\n\x0bUpdateModel\x12&.headrace.models.v1.UpdateModelRequest\x1a\'.headrace.models.v1.UpdateModelResponse\x12j\n\x0fGetModelVersion\x12*.headrace.models.v1.GetModelVersionRequest\x1a+.headrace.models.v1.GetModelVersionResponse\x12p\n\x11ListModelVersions\x12,.headrace.models.v1.ListModelVersionsRequest\x1a-.headrace.models.v1.ListModelVersionsResponse\x12u\n\x12UploadModelVersion\x12-.headrace.models.v1.UploadModelVersionRequest\x1a..headrace.models.v1.UploadModelVersionResponse(\x01\x12^\n\x0b\x41ssignAlias\x12&.headrace.models.v1.AssignAliasRequest\x1a\'.headrace.models.v1.AssignAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.headrace.models.v1.DeleteAliasRequest\x1a\'.headrace.models.v1.DeleteAliasResponse\x12m\n\x10LoadModelVersion\x12+.headrace.models.v1.LoadModelVersionRequest\x1a,.headrace.models.v1.LoadModelVersionResponse\x12s\n\x12UnloadModelVersion\x12-.headrace.models.v1.UnloadModelVersionRequest\x1a..headrace.models.v1.UnloadModelVersionResponse\x12o\n\x10\x44ownloadArtifact\x12+.headrace.models.v1.DownloadArtifactRequest\x1a,.headrace.models.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&headrace/models/v1/model_service.proto\x12\x12headrace.models.v1\x1a google/protobuf/field_mask.proto\x1a!headrace/models/v1/ensemble.proto\x1a\x1eheadrace/models/v1/model.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x12UpdateModelRequest\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"?\n\x13UpdateModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x17GetModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"P\n\x18ListModelVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"n\n\x19ListModelVersionsResponse\x12\x38\n\x0emodel_versions\x18\x01 \x03(\x0b\x32 .headrace.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x19UploadModelVersionRequest\x12>\n\x06header\x18\x01 \x01(\x0b\x32,.headrace.models.v1.UploadModelVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x82\x01\n\x18UploadModelVersionHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.headrace.models.v1.Artifact.Format\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"U\n\x1aUploadModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"l\n\x17RegisterEnsembleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\x08\x65nsemble\x18\x03 \x01(\x0b\x32\x1c.headrace.models.v1.Ensemble\"S\n\x18RegisterEnsembleResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"I\n\x12\x41ssignAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"?\n\x13\x41ssignAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"2\n\x12\x44\x65leteAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"?\n\x13\x44\x65leteAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"8\n\x17LoadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"B\n\x18LoadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\")\n\x19UnloadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x1aUnloadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"5\n\x17\x44ownloadArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"e\n\x18\x44ownloadArtifactResponse\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.headrace.models.v1.ArtifactH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part2\xfb\t\n\x0cModelService\x12U\n\x08GetModel\x12#.headrace.models.v1.GetModelRequest\x1a$.headrace.models.v1.GetModelResponse\x12[\n\nListModels\x12%.headrace.models.v1.ListModelsRequest\x1a&.headrace.models.v1.ListModelsResponse\x12^\n\x0bUpdateModel\x12&.headrace.models.v1.UpdateModelRequest\x1a\'.headrace.models.v1.UpdateModelResponse\x12j\n\x0fGetModelVersion\x12*.headrace.models.v1.GetModelVersionRequest\x1a+.headrace.models.v1.GetModelVersionResponse\x12p\n\x11ListModelVersions\x12,.headrace.models.v1.ListModelVersionsRequest\x1a-.headrace.models.v1.ListModelVersionsResponse\x12u\n\x12UploadModelVersion\x12-.headrace.models.v1.UploadModelVersionRequest\x1a..headrace.models.v1.UploadModelVersionResponse(\x01\x12m\n\x10RegisterEnsemble\x12+.headrace.models.v1.RegisterEnsembleRequest\x1a,.headrace.models.v1.RegisterEnsembleResponse\x12^\n\x0b\x41ssignAlias\x12&.headrace.models.v1.AssignAliasRequest\x1a\'.headrace.models.v1.AssignAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.headrace.models.v1.DeleteAliasRequest\x1a\'.headrace.models.v1.DeleteAliasResponse\x12m\n\x10LoadModelVersion\x12+.headrace.models.v1.LoadModelVersionRequest\x1a,.headrace.models.v1.LoadModelVersionResponse\x12s\n\x12UnloadModelVersion\x12-.headrace.models.v1.UnloadModelVersionRequest\x1a..headrace.models.v1.UnloadModelVersionResponse\x12o\n\x10\x44ownloadArtifact\x12+.headrace.models.v1.DownloadArtifactRequest\x1a,.headrace.models.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.models.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETMODELREQUEST']._serialized_start=128
-  _globals['_GETMODELREQUEST']._serialized_end=159
-  _globals['_GETMODELRESPONSE']._serialized_start=161
-  _globals['_GETMODELRESPONSE']._serialized_end=221
-  _globals['_LISTMODELSREQUEST']._serialized_start=223
-  _globals['_LISTMODELSREQUEST']._serialized_end=281
-  _globals['_LISTMODELSRESPONSE']._serialized_start=283
-  _globals['_LISTMODELSRESPONSE']._serialized_end=371
-  _globals['_UPDATEMODELREQUEST']._serialized_start=373
-  _globals['_UPDATEMODELREQUEST']._serialized_end=484
-  _globals['_UPDATEMODELRESPONSE']._serialized_start=486
-  _globals['_UPDATEMODELRESPONSE']._serialized_end=549
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=551
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=589
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=591
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=673
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=675
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=755
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=757
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=867
-  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_start=869
-  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_end=985
-  _globals['_UPLOADMODELVERSIONHEADER']._serialized_start=988
-  _globals['_UPLOADMODELVERSIONHEADER']._serialized_end=1118
-  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_start=1120
-  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_end=1205
-  _globals['_ASSIGNALIASREQUEST']._serialized_start=1207
-  _globals['_ASSIGNALIASREQUEST']._serialized_end=1280
-  _globals['_ASSIGNALIASRESPONSE']._serialized_start=1282
-  _globals['_ASSIGNALIASRESPONSE']._serialized_end=1345
-  _globals['_DELETEALIASREQUEST']._serialized_start=1347
-  _globals['_DELETEALIASREQUEST']._serialized_end=1397
-  _globals['_DELETEALIASRESPONSE']._serialized_start=1399
-  _globals['_DELETEALIASRESPONSE']._serialized_end=1462
-  _globals['_LOADMODELVERSIONREQUEST']._serialized_start=1464
-  _globals['_LOADMODELVERSIONREQUEST']._serialized_end=1520
-  _globals['_LOADMODELVERSIONRESPONSE']._serialized_start=1522
-  _globals['_LOADMODELVERSIONRESPONSE']._serialized_end=1588
-  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_start=1590
-  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_end=1631
-  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_start=1633
-  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_end=1684
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1686
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1739
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1741
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1842
-  _globals['_MODELSERVICE']._serialized_start=1845
-  _globals['_MODELSERVICE']._serialized_end=3009
+  _globals['_GETMODELREQUEST']._serialized_start=163
+  _globals['_GETMODELREQUEST']._serialized_end=194
+  _globals['_GETMODELRESPONSE']._serialized_start=196
+  _globals['_GETMODELRESPONSE']._serialized_end=256
+  _globals['_LISTMODELSREQUEST']._serialized_start=258
+  _globals['_LISTMODELSREQUEST']._serialized_end=316
+  _globals['_LISTMODELSRESPONSE']._serialized_start=318
+  _globals['_LISTMODELSRESPONSE']._serialized_end=406
+  _globals['_UPDATEMODELREQUEST']._serialized_start=408
+  _globals['_UPDATEMODELREQUEST']._serialized_end=519
+  _globals['_UPDATEMODELRESPONSE']._serialized_start=521
+  _globals['_UPDATEMODELRESPONSE']._serialized_end=584
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=586
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=624
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=626
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=708
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=710
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=790
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=792
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=902
+  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_start=904
+  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_end=1020
+  _globals['_UPLOADMODELVERSIONHEADER']._serialized_start=1023
+  _globals['_UPLOADMODELVERSIONHEADER']._serialized_end=1153
+  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_start=1155
+  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_end=1240
+  _globals['_REGISTERENSEMBLEREQUEST']._serialized_start=1242
+  _globals['_REGISTERENSEMBLEREQUEST']._serialized_end=1350
+  _globals['_REGISTERENSEMBLERESPONSE']._serialized_start=1352
+  _globals['_REGISTERENSEMBLERESPONSE']._serialized_end=1435
+  _globals['_ASSIGNALIASREQUEST']._serialized_start=1437
+  _globals['_ASSIGNALIASREQUEST']._serialized_end=1510
+  _globals['_ASSIGNALIASRESPONSE']._serialized_start=1512
+  _globals['_ASSIGNALIASRESPONSE']._serialized_end=1575
+  _globals['_DELETEALIASREQUEST']._serialized_start=1577
+  _globals['_DELETEALIASREQUEST']._serialized_end=1627
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1629
+  _globals['_DELETEALIASRESPONSE']._serialized_end=1692
+  _globals['_LOADMODELVERSIONREQUEST']._serialized_start=1694
+  _globals['_LOADMODELVERSIONREQUEST']._serialized_end=1750
+  _globals['_LOADMODELVERSIONRESPONSE']._serialized_start=1752
+  _globals['_LOADMODELVERSIONRESPONSE']._serialized_end=1818
+  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_start=1820
+  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_end=1861
+  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_start=1863
+  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_end=1914
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1916
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1969
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1971
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=2072
+  _globals['_MODELSERVICE']._serialized_start=2075
+  _globals['_MODELSERVICE']._serialized_end=3350
 # @@protoc_insertion_point(module_scope)

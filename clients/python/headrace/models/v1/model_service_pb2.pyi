@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from headrace.models.v1 import ensemble_pb2 as _ensemble_pb2
 from headrace.models.v1 import model_pb2 as _model_pb2
 import builtins as _builtins
 import sys
@@ -365,6 +366,62 @@ class UploadModelVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadModelVersionResponse: _TypeAlias = UploadModelVersionResponse  # noqa: Y015
+
+@_typing.final
+class RegisterEnsembleRequest(_message.Message):
+    """Asks to register an ensemble."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Any unique text of the caller's, at most 128 characters.  The same id and content return the same version."""
+    model: _builtins.str
+    """`models/{model}`, made if it does not exist.  Required."""
+    @_builtins.property
+    def ensemble(self) -> _ensemble_pb2.Ensemble:
+        """What it is made of.  Required."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        ensemble: _ensemble_pb2.Ensemble | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ensemble", b"ensemble"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ensemble", b"ensemble", "model", b"model", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterEnsembleRequest: _TypeAlias = RegisterEnsembleRequest  # noqa: Y015
+
+@_typing.final
+class RegisterEnsembleResponse(_message.Message):
+    """The new version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model_version(self) -> _model_pb2.ModelVersion:
+        """As registered, with the inputs and outputs that follow from its members."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _model_pb2.ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterEnsembleResponse: _TypeAlias = RegisterEnsembleResponse  # noqa: Y015
 
 @_typing.final
 class AssignAliasRequest(_message.Message):

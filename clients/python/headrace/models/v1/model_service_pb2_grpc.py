@@ -65,6 +65,11 @@ class ModelServiceStub:
                 request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UploadModelVersionRequest.SerializeToString,
                 response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UploadModelVersionResponse.FromString,
                 _registered_method=True)
+        self.RegisterEnsemble = channel.unary_unary(
+                '/headrace.models.v1.ModelService/RegisterEnsemble',
+                request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.RegisterEnsembleRequest.SerializeToString,
+                response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.RegisterEnsembleResponse.FromString,
+                _registered_method=True)
         self.AssignAlias = channel.unary_unary(
                 '/headrace.models.v1.ModelService/AssignAlias',
                 request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.AssignAliasRequest.SerializeToString,
@@ -139,6 +144,14 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterEnsemble(self, request, context):
+        """Registers an ensemble as a new version.  Everything that is wrong with it is found now: members that do not exist or
+        do not fit each other, wiring that leads nowhere or in a circle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AssignAlias(self, request, context):
         """Points an alias to a version, atomically: a call sees the version before or the version after, nothing between.
         """
@@ -206,6 +219,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.UploadModelVersion,
                     request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UploadModelVersionRequest.FromString,
                     response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UploadModelVersionResponse.SerializeToString,
+            ),
+            'RegisterEnsemble': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterEnsemble,
+                    request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.RegisterEnsembleRequest.FromString,
+                    response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.RegisterEnsembleResponse.SerializeToString,
             ),
             'AssignAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.AssignAlias,
@@ -396,6 +414,33 @@ class ModelService:
             '/headrace.models.v1.ModelService/UploadModelVersion',
             headrace_dot_models_dot_v1_dot_model__service__pb2.UploadModelVersionRequest.SerializeToString,
             headrace_dot_models_dot_v1_dot_model__service__pb2.UploadModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterEnsemble(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.models.v1.ModelService/RegisterEnsemble',
+            headrace_dot_models_dot_v1_dot_model__service__pb2.RegisterEnsembleRequest.SerializeToString,
+            headrace_dot_models_dot_v1_dot_model__service__pb2.RegisterEnsembleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,10 @@ class ModelServiceStub:
     """Registers an ONNX or torch.export file as a new version.  Its signature is read from the file itself.  Send the
     header first, then the bytes in order.  Nothing is kept of a stream that does not end well.
     """
+    RegisterEnsemble: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RegisterEnsembleRequest, _model_service_pb2.RegisterEnsembleResponse]
+    """Registers an ensemble as a new version.  Everything that is wrong with it is found now: members that do not exist or
+    do not fit each other, wiring that leads nowhere or in a circle.
+    """
     AssignAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.AssignAliasRequest, _model_service_pb2.AssignAliasResponse]
     """Points an alias to a version, atomically: a call sees the version before or the version after, nothing between."""
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteAliasRequest, _model_service_pb2.DeleteAliasResponse]
@@ -76,6 +80,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     UploadModelVersion: _aio.StreamUnaryMultiCallable[_model_service_pb2.UploadModelVersionRequest, _model_service_pb2.UploadModelVersionResponse]  # type: ignore[assignment]
     """Registers an ONNX or torch.export file as a new version.  Its signature is read from the file itself.  Send the
     header first, then the bytes in order.  Nothing is kept of a stream that does not end well.
+    """
+    RegisterEnsemble: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RegisterEnsembleRequest, _model_service_pb2.RegisterEnsembleResponse]  # type: ignore[assignment]
+    """Registers an ensemble as a new version.  Everything that is wrong with it is found now: members that do not exist or
+    do not fit each other, wiring that leads nowhere or in a circle.
     """
     AssignAlias: _aio.UnaryUnaryMultiCallable[_model_service_pb2.AssignAliasRequest, _model_service_pb2.AssignAliasResponse]  # type: ignore[assignment]
     """Points an alias to a version, atomically: a call sees the version before or the version after, nothing between."""
@@ -139,6 +147,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_service_pb2.UploadModelVersionResponse, _abc.Awaitable[_model_service_pb2.UploadModelVersionResponse]]:
         """Registers an ONNX or torch.export file as a new version.  Its signature is read from the file itself.  Send the
         header first, then the bytes in order.  Nothing is kept of a stream that does not end well.
+        """
+
+    @_abc_1.abstractmethod
+    def RegisterEnsemble(
+        self,
+        request: _model_service_pb2.RegisterEnsembleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.RegisterEnsembleResponse, _abc.Awaitable[_model_service_pb2.RegisterEnsembleResponse]]:
+        """Registers an ensemble as a new version.  Everything that is wrong with it is found now: members that do not exist or
+        do not fit each other, wiring that leads nowhere or in a circle.
         """
 
     @_abc_1.abstractmethod
