@@ -23,7 +23,8 @@ class Overflowing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x * 300
-        return self.layer(wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6))
+        scaled: Tensor = self.layer(wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6))
+        return scaled
 
 
 class Exploding(nn.Module):
