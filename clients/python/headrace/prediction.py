@@ -42,6 +42,16 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Staleness:
+    """How far a checkpoint is behind the job that wrote it."""
+
+    steps: int
+    """Steps that the job is known to have done since."""
+    age_seconds: float
+    """Since the checkpoint was stored, or until the job ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """What exactly ran."""
 
@@ -56,16 +66,6 @@ class Provenance:
     """The step of that job after which the weights were as they are."""
     checkpoint_digest: str = ""
     """"sha256:" and the digest of the checkpoint that the weights come from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Staleness:
-    """How far a checkpoint is behind the job that wrote it."""
-
-    steps: int
-    """Steps that the job is known to have done since."""
-    age_seconds: float
-    """Since the checkpoint was stored, or until the job ended."""
 
 
 @dataclass(frozen=True, slots=True)
