@@ -19,7 +19,10 @@ from headrace_server.datasets.catalog import Catalog
 from headrace_server.devices import find_devices
 from headrace_server.errors import CannotStart, HeadraceError
 from headrace_server.inference.engine import Engine
+from headrace_server.inference.plans.planner import Planner
+from headrace_server.inference.programs import Programs
 from headrace_server.launchers.process import ProcessLauncher
+from headrace_server.models.plan_records import PlanRecords
 from headrace_server.models.registry import Registry
 from headrace_server.names import is_id
 from headrace_server.rpc.door import Door, bind_door, kind_of
@@ -149,13 +152,20 @@ class House:
         await registry.sweep()
         self._registry = registry
         jobs = LiveJobs(database, store, catalog)
-        self._engine = Engine(registry, store, settings.inference, self.metrics, folder.scratch, jobs=jobs)
+        devices = await asyncio.to_thread(find_devices)
+
+        def planner(programs: Programs) -> Planner:
+            records = PlanRecords(database)
+            return Planner(store, records, programs, folder.scratch, settings.inference, devices)
+
+        self._engine = Engine(
+            registry, store, settings.inference, self.metrics, folder.scratch, jobs=jobs, plans=planner
+        )
         rooms.push_async_callback(self._engine.close)
         await self._engine.sweep()
         self._engine.watch(self._health.tell)
         launcher = ProcessLauncher()
         rooms.push_async_callback(launcher.close)
-        devices = await asyncio.to_thread(find_devices)
         families = Families()
         self._desk = TrainingDesk(
             database,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from headrace_server.models.calibration import CALIBRATION_FILE, read_rows
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.tensors import DataType, Signature, TensorSpec
 from headrace_server.trainers.export import MANIFEST, ONNX, PT2, WEIGHTS, Export, compare
@@ -52,8 +53,13 @@ def test_exported_programs_answer_as_the_network_for_any_names_and_number_of_row
         ONNX: ArtifactFormat.ONNX,
         PT2: ArtifactFormat.TORCH_EXPORT,
         WEIGHTS: ArtifactFormat.SAFETENSORS,
+        CALIBRATION_FILE: ArtifactFormat.CALIBRATION,
     }
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ONNX, PT2, WEIGHTS, MANIFEST])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ONNX, PT2, WEIGHTS, MANIFEST, CALIBRATION_FILE])
+    kept = read_rows(tmp_path / CALIBRATION_FILE, program.signature)
+    assert kept.num_rows == 5
+    with torch.no_grad():
+        assert np.array_equal(kept.outputs["scores"], program.module(*program.inputs)[0].numpy())
     assert manifest.lineage.step == 12
     assert manifest.lineage.parity.keys() == {ONNX, PT2}
     assert all(facts.num_rows == 5 and facts.max_abs_difference < 1e-5 for facts in parity.values())

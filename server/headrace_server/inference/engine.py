@@ -17,11 +17,9 @@ from headrace_server.errors import (
     Draining,
     ExpiredInQueue,
     HeadraceError,
-    InvalidSpec,
     JobNotFound,
     NoPermit,
     Unsupported,
-    Violation,
 )
 from headrace_server.inference import ensembles
 from headrace_server.inference.backends.backend import Backend
@@ -30,11 +28,14 @@ from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.inference.batch import Answer, BatchLimits
 from headrace_server.inference.check import check
 from headrace_server.inference.errands import Errands
+from headrace_server.inference.improving import Improving
 from headrace_server.inference.live.jobs import Jobs
 from headrace_server.inference.live.snapshots import Snapshots
 from headrace_server.inference.live.template_maker import TemplateMaker
 from headrace_server.inference.live.templates import Templates
+from headrace_server.inference.loader import Loader
 from headrace_server.inference.meters import Meters
+from headrace_server.inference.plans.planner import Planned, Planner
 from headrace_server.inference.prediction import (
     LoadedModel,
     ModelStatus,
@@ -76,18 +77,19 @@ class Engine:
         scratch: Path,
         backends: Sequence[Backend] | None = None,
         jobs: Jobs | None = None,
+        plans: Callable[[Programs], Planner] | None = None,
     ) -> None:
         """`scratch` is a folder for copies of programs.  `backends` in the order of preference; by default all.
 
-        `jobs` shows the checkpoints of jobs that may answer; none do without.
+        `jobs` shows the checkpoints of jobs that may answer; none do without.  `plans` makes the planner; without one,
+        versions run with their registered programs.
         """
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
-        self._programs = Programs(store, scratch)
+        programs = Programs(store, scratch)
         threads = settings.threads_per_lane
-        self._backends = backends or (OnnxRuntimeBackend(threads), TorchExportBackend(threads))
-        self._limits = BatchLimits(
+        limits = BatchLimits(
             max_batch_rows=settings.max_batch_rows,
             max_batch_bytes=settings.max_batch_bytes,
             max_waiting_rows=settings.max_waiting_rows,
@@ -95,10 +97,19 @@ class Engine:
             max_delay_seconds=settings.max_delay_seconds,
             num_lanes=settings.lanes_per_model,
         )
+        planner = plans(programs) if plans is not None else None
+        self._loader = Loader(
+            programs,
+            backends or (OnnxRuntimeBackend(threads), TorchExportBackend(threads)),
+            limits,
+            metrics,
+            self._meters_of,
+            planner,
+        )
         self._errands = Errands()
         self._residency = Residency(
             self._open,
-            self._close,
+            self._loader.close,
             self._errands,
             max_loaded=settings.max_loaded_versions,
             load_seconds=settings.load_seconds,
@@ -106,6 +117,18 @@ class Engine:
             most_waiting_bytes=settings.max_waiting_bytes,
             occupied=metrics.loaded_versions.set,
         )
+        self._residency.when_loaded(self._has_loaded)
+        self.improving: Improving | None = None
+        """The plans of versions; None where only registered programs run."""
+        if planner is not None:
+            self.improving = Improving(
+                planner,
+                registry,
+                self._residency,
+                self._errands,
+                lambda version, planned: self._open_with(version, "", planned, self._residency.discard),
+                self._loader.close,
+            )
         self._snapshots: Snapshots | None = None
         if jobs is not None:
             templates = Templates(jobs, store, TemplateMaker(settings.load_seconds), scratch)
@@ -157,7 +180,7 @@ class Engine:
                 (await self._residency.borrow(member, again=True)).give_back()
             return LoadedModel(version, ensembles.BACKEND)
         if backend:
-            self._choose(version, backend)
+            self._loader.choose(version, backend)
         resident = await self._residency.borrow(version, backend=backend, again=True)
         resident.give_back()
         return LoadedModel(version, resident.backend)
@@ -322,41 +345,26 @@ class Engine:
         finally:
             resident.give_back()
 
-    def _choose(self, version: ModelVersion, name: str) -> Backend:
-        """The backend with this name, or the first that has a program to run."""
-        if name and all(backend.name != name for backend in self._backends):
-            known = ", ".join(repr(backend.name) for backend in self._backends)
-            raise InvalidSpec([Violation("backend", f"{name!r} is not one of {known}")])
-        for backend in self._backends:
-            if name in ("", backend.name) and version.artifact(backend.format) is not None:
-                return backend
-        formats = ", ".join(sorted({artifact.format for artifact in version.artifacts})) or "none"
-        what = f"backend {name!r} for {version.name}" if name else f"running {version.name}"
-        raise Unsupported(what, f"its files are {formats}")
+    async def _open(self, version: ModelVersion, backend: str, died: Callable[[Resident], None]) -> Resident:
+        planned = None
+        if self.improving is not None and not backend and not isinstance(version, Snapshot):
+            planned = await self.improving.recall(version)
+        return await self._open_with(version, backend, planned, died)
 
-    async def _open(self, version: ModelVersion, name: str, died: Callable[[Resident], None]) -> Resident:
-        backend = self._choose(version, name)
-        artifact = version.artifact(backend.format)
-        assert artifact is not None
-        started_at = time.monotonic()
-        program = await self._programs.fetch(version, artifact)
-        try:
-            resident = Resident(version, program, backend, self._limits, self._meters_of(version), died)
-            await resident.open()
-        except BaseException:
-            await self._programs.release(program)
-            raise
-        seconds = time.monotonic() - started_at
-        self._metrics.load_seconds.labels(backend.name).observe(seconds)
+    async def _open_with(
+        self, version: ModelVersion, backend: str, planned: Planned | None, died: Callable[[Resident], None]
+    ) -> Resident:
+        if planned is not None:
+            resident = await self._loader.open_planned(version, planned, died)
+        else:
+            resident = await self._loader.open(version, backend, died)
         if self._is_draining:
             resident.batcher.drain()
-        log.info("inference.loaded", model=str(version.name), backend=backend.name, seconds=seconds)
         return resident
 
-    async def _close(self, resident: Resident) -> None:
-        await resident.close()
-        await self._programs.release(resident.program)
-        log.info("inference.unloaded", model=str(resident.version.name), backend=resident.backend)
+    def _has_loaded(self, version: ModelVersion, is_chosen: bool) -> None:
+        if self.improving is not None and not is_chosen and not isinstance(version, Snapshot):
+            self.improving.follow(version)
 
     def _meters_of(self, version: ModelVersion) -> Meters:
         key = version.labels

@@ -73,6 +73,7 @@ class Residency:
         self._ready: Counter[str] = Counter()
         self._listeners: list[Callable[[str, bool], None]] = []
         self._leaving: dict[Resident, asyncio.Task[None]] = {}
+        self._loaded_listeners: list[Callable[[ModelVersion, bool], None]] = []
 
     # Lending.
 
@@ -157,6 +158,11 @@ class Residency:
         """How a version is, in a word."""
         return self.look(version)[0]
 
+    def resident(self, key: Key) -> Resident | None:
+        """What runs a version; None while it is not ready.  From any thread."""
+        slot = self._slots.get(key)
+        return slot.resident if slot is not None else None
+
     @property
     def versions(self) -> list[ModelVersion]:
         """All that are ready or being loaded."""
@@ -179,6 +185,25 @@ class Residency:
                 self._withdraw(slot, is_patient=False)
         await self._errands.finish()
 
+    def when_loaded(self, listener: Callable[[ModelVersion, bool], None]) -> None:
+        """Call `listener` with a version that has become ready, and whether its caller chose the backend."""
+        self._loaded_listeners.append(listener)
+
+    def replace(self, old: Resident, new: Resident) -> bool:
+        """Let new calls find `new`, and see `old` off when its calls are answered.
+
+        False, and nothing is changed, when `old` is not what runs any more.  For a while both are in memory.
+        """
+        slot = self._slots.get(old.version.key)
+        if slot is None or slot.resident is not old:
+            return False
+        slot.resident = new
+        self._num_occupied += 1
+        self._tell_occupied(self._num_occupied)
+        self._num_leaving += 1
+        self._leaving[old] = self._errands.start(self._see_off(old, is_patient=True))
+        return True
+
     # Loading.
 
     def _begin(self, version: ModelVersion, backend: str, again: bool) -> _Slot:
@@ -198,7 +223,7 @@ class Residency:
             async with asyncio.timeout(self._load_seconds):
                 await self._make_room()
                 has_room = True
-                resident = await self._open_resident(slot.version, backend, self._discard)
+                resident = await self._open_resident(slot.version, backend, self.discard)
         except BaseException as error:
             if has_room:
                 self._leave_room()
@@ -214,6 +239,8 @@ class Residency:
                 waiter.set_result(resident.borrow())
         self._count_ready(slot.version, 1)
         self._ring()
+        for listener in self._loaded_listeners:
+            listener(slot.version, bool(backend))
 
     def _fail(self, slot: _Slot, failure: HeadraceError) -> None:
         slot.readiness, slot.failure, slot.failed_at = Readiness.FAILED, failure.with_traceback(None), time.monotonic()
@@ -283,7 +310,7 @@ class Residency:
                 self._num_leaving -= 1
                 self._leave_room()
 
-    def _discard(self, resident: Resident) -> None:
+    def discard(self, resident: Resident) -> None:
         """A resident has died: the next call loads the version anew."""
         slot = self._slots.get(resident.version.key)
         if slot is not None and slot.resident is resident:

@@ -12,6 +12,7 @@ from headrace_server.inference.batch import Batch, BatchLimits
 from headrace_server.inference.batcher import Batcher
 from headrace_server.inference.lane import Lane
 from headrace_server.inference.meters import Meters
+from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.prediction import Provenance
 from headrace_server.inference.programs import Program
 from headrace_server.inference.warm_up import warm_up
@@ -33,11 +34,16 @@ class Resident:
         limits: BatchLimits,
         meters: Meters,
         died: Callable[["Resident"], None],
+        planned: Planned | None = None,
     ) -> None:
-        """`died` is called on the loop when a lane has ended by a fault: every call has been answered then."""
+        """`died` is called on the loop when a lane has ended by a fault: every call has been answered then.
+
+        `planned` is what `backend` opens; None for the registered program as it is.
+        """
         self.version = version
         self.program = program
         self.backend = backend.name
+        self.planned = planned
         self._backend = backend
         self._meters = meters
         self._died = died
@@ -86,6 +92,13 @@ class Resident:
             training_step=self.version.lineage.step,
             checkpoint_digest=self.version.lineage.checkpoint_digest,
         )
+
+    @property
+    def plan_names(self) -> tuple[str, ...]:
+        """What runs: the names of the chosen plans, or of the backend for the registered program as it is."""
+        if self.planned is None:
+            return (self.backend,)
+        return tuple(plan.name for plan in self.planned.decision.plans)
 
     @property
     def num_borrowed(self) -> int:

@@ -2,6 +2,7 @@
 
     model.onnx      an ONNX program, with the files beside it that hold its weights, if any
     program.pt2     a torch.export program
+    calibration.safetensors   optional: rows to judge plans with; see `calibration.py`
     export.json     optional: signature, metrics and lineage, as a training writes them
     signature.json  optional: the signature alone, to add class names or to refuse NaN
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headrace_server.errors import InvalidModel
 from headrace_server.models import onnx_signature, torch_signature
+from headrace_server.models.calibration import CALIBRATION_FILE
 from headrace_server.models.version import ArtifactFormat, Lineage
 from headrace_server.tensors import Signature
 
@@ -81,6 +83,8 @@ def survey(path: Path) -> Offer:
             files.append(_offer(onnx_path.parent / name, name, ArtifactFormat.OTHER))
     if torch_path.is_file():
         files.append(_offer(torch_path, TORCH_FILE, ArtifactFormat.TORCH_EXPORT))
+    if path.is_dir() and (path / CALIBRATION_FILE).is_file() and files:
+        files.append(_offer(path / CALIBRATION_FILE, CALIBRATION_FILE, ArtifactFormat.CALIBRATION))
     if not files:
         raise InvalidModel(f"{path} holds neither {ONNX_FILE} nor {TORCH_FILE}")
     if len({file.path for file in files}) < len(files):

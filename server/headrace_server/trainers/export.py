@@ -3,6 +3,7 @@
     model.onnx            for ONNX Runtime; left out, with a warning, when it would be larger than ONNX files can be
     program.pt2           for torch.export.load
     weights.safetensors   the weights alone
+    calibration.safetensors   held-out rows and the network's answers, to judge ways of running it with
     export.json           the ExportManifest
 
 Both programs are one and the same graph with all preprocessing inside.  They take any number of rows.
@@ -23,6 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from headrace_server.models.calibration import (
+    CALIBRATION_FILE,
+    CalibrationRows,
+    bounded,
+    can_be_stored,
+    write_rows,
+)
 from headrace_server.models.version import ArtifactFormat, Lineage, Parity
 from headrace_server.tensors import Array, Signature
 from headrace_server.trainers.failures import ExportDiffers, TrainingFailure
@@ -64,6 +72,21 @@ class Export:
         weights = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
         save_file(weights, self._folder / WEIGHTS)
         self._note(WEIGHTS, ArtifactFormat.SAFETENSORS)
+        self._write_calibration()
+
+    def _write_calibration(self) -> None:
+        """Store held-out rows with what the network answers to them: whoever serves it judges its plans by them."""
+        signature = self._program.signature
+        if not can_be_stored(signature):
+            return
+        with torch.no_grad():
+            answers = self._program.module(*self._program.inputs)
+        inputs = {
+            spec.name: tensor.numpy() for spec, tensor in zip(signature.inputs, self._program.inputs, strict=True)
+        }
+        outputs = {spec.name: tensor.numpy() for spec, tensor in zip(signature.outputs, answers, strict=True)}
+        write_rows(bounded(CalibrationRows(inputs, outputs), signature), self._folder / CALIBRATION_FILE)
+        self._note(CALIBRATION_FILE, ArtifactFormat.CALIBRATION)
 
     def verify(self) -> dict[str, Parity]:
         """Run every program that was written on held-out rows.  Raises ExportDiffers.  Returns parity by file name."""

@@ -19,7 +19,7 @@ import structlog
 from pydantic import ValidationError
 
 from headrace_server.devices import Devices
-from headrace_server.errors import HeadraceError, ModelFailed
+from headrace_server.errors import HeadraceError, InvalidModel, ModelFailed
 from headrace_server.inference.plans.candidates import Means, candidates
 from headrace_server.inference.plans.choice import Decision, decide, is_needed
 from headrace_server.inference.plans.environment import describe_environment, digest_of, find_means
@@ -29,11 +29,13 @@ from headrace_server.inference.plans.measuring_run import MEASURE_COMMAND, Measu
 from headrace_server.inference.plans.opening import PlanFiles
 from headrace_server.inference.plans.plan import Plan
 from headrace_server.inference.programs import Program, Programs
+from headrace_server.models.calibration import draw_rows, read_rows
 from headrace_server.models.plan_records import PlanRecords
 from headrace_server.models.version import ArtifactFormat, ModelVersion
 from headrace_server.precision import Precision, PrecisionPolicy
 from headrace_server.settings import InferenceSettings
 from headrace_server.storage.blob_store import BlobStore
+from headrace_server.tensors import Tensors
 
 PROGRAM_FORMATS = (ArtifactFormat.ONNX, ArtifactFormat.TORCH_EXPORT)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -50,8 +52,10 @@ class Planned:
     measurement: Measurement
     files: dict[str, PlanFiles]
     """By the name of the plan."""
-    digest: str
-    """Of the program that most batches run: what an answer names."""
+    digests: dict[str, str]
+    """Of the program that runs, by the name of the plan: what an answer names."""
+    rows: Tensors
+    """Calibration rows, to warm up with."""
     held: tuple[Program, ...]
     """To be released when nothing runs from them any more."""
 
@@ -191,7 +195,21 @@ class Planner:
             for program in held:
                 await self._programs.release(program)
             raise
-        return Planned(decision, measurement, files, digests[decision.plans[-1].name], tuple(held))
+        rows = await self._rows(version)
+        return Planned(decision, measurement, files, digests, rows, tuple(held))
+
+    async def _rows(self, version: ModelVersion) -> Tensors:
+        folder = self._scratch / secrets.token_hex(16)
+        try:
+            await asyncio.to_thread(folder.mkdir, parents=True)
+            path, _ = await self._calibration(version, folder)
+            if path is not None:
+                return (await asyncio.to_thread(read_rows, path, version.signature)).inputs
+        except (InvalidModel, OSError) as error:
+            log.warning("plans.rows_unreadable", model=str(version.name), problem=str(error))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return draw_rows(version.signature).inputs
 
     async def _measure(self, version: ModelVersion, policy: PrecisionPolicy) -> Measurement:
         folder = self._scratch / secrets.token_hex(16)

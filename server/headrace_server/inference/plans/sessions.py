@@ -1,10 +1,12 @@
 """Sessions of a decision: what a lane runs, whichever plan its batch needs, with as many threads as the load allows.
 
-The programs of a decision are opened once, however many lanes run them; a lane has a view of its own.
+The programs of a decision are opened once, however many lanes run them; a lane has a view of its own.  A lane that has
+company (calls wait, or another lane runs) uses few threads; one that is alone uses all that help.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from headrace_server.inference.backends.backend import Session
@@ -12,59 +14,66 @@ from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
 from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.inference.plans.planner import Planned
+from headrace_server.inference.plans.trying import batch_of
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
 from headrace_server.tensors import Signature, Tensors
 
 
 class PlannedBackend:
-    """Opens the plans of a decision; the backend of one resident.
+    """Opens the plans of a decision; the backend of one resident."""
 
-    `is_busy` says, from any thread, whether a lane that is about to run has company: calls that wait, or other lanes
-    that run.  Then it uses few threads, and all of them when it is alone.
-    """
-
-    def __init__(self, planned: Planned, is_busy: Callable[[], bool]) -> None:
-        self._planned = planned
-        self._is_busy = is_busy
+    def __init__(self, planned: Planned) -> None:
+        self.planned = planned
+        self.num_waiting: Callable[[], int] = lambda: 0
+        """How much waits for the resident, from any thread; whoever makes the resident says."""
         self._lock = threading.Lock()
         self._opened: dict[tuple[str, int], Session] = {}
         self._num_lanes = 0
+        self._num_running = 0
         main = planned.decision.plans[-1]
         self.name: str = main.runtime.value
         self.format: ArtifactFormat = main.source
 
-    @property
-    def num_lanes(self) -> int:
-        """How many lanes make the most of the machine: one for each run at the same time."""
-        return self._planned.decision.busy_sessions
-
     def open(self, path: Path, signature: Signature) -> "PlannedSession":
         """The session of one more lane.  A decision knows its own files, whatever `path` is.  Raises what plans do."""
+        decision = self.planned.decision
         with self._lock:  # the first lane opens, the others wait for it
             self._num_lanes += 1
             try:
                 sessions = {
                     (plan.name, threads): self._session(plan, threads, signature)
-                    for plan in self._planned.decision.plans
-                    for threads in thread_counts(self._planned.decision, plan)
+                    for plan in decision.plans
+                    for threads in thread_counts(decision, plan)
                 }
             except BaseException:
                 self._leave()
                 raise
-        return PlannedSession(self._planned.decision, sessions, self._is_busy, self._close)
+        return PlannedSession(decision, sessions, self._running, self._close)
 
     def _session(self, plan: Plan, num_threads: int, signature: Signature) -> Session:
         key = (plan.name, num_threads)
         if key not in self._opened:
-            self._opened[key] = open_plan(
-                plan,
-                self._planned.files[plan.name],
-                signature,
-                num_threads=num_threads,
-                num_runs=self._planned.decision.busy_sessions,
-            )
+            decision = self.planned.decision
+            files = self.planned.files[plan.name]
+            session = open_plan(plan, files, signature, num_threads=num_threads, num_runs=decision.busy_sessions)
+            self._opened[key] = session
+            for bucket in decision.buckets:  # the first run of each size pays for what is lazy
+                if bucket.plan == plan:
+                    session.run(batch_of(self.planned.rows, bucket.max_rows, signature))
         return self._opened[key]
+
+    @contextmanager
+    def _running(self) -> Iterator[bool]:
+        """Around a run; whether it has company."""
+        with self._lock:
+            self._num_running += 1
+            has_company = self._num_running > 1
+        try:
+            yield has_company or self.num_waiting() > 0
+        finally:
+            with self._lock:
+                self._num_running -= 1
 
     def _close(self) -> None:
         with self._lock:
@@ -92,38 +101,36 @@ class PlannedSession:
         self,
         decision: Decision,
         sessions: dict[tuple[str, int], Session],
-        is_busy: Callable[[], bool],
+        running: Callable[[], AbstractContextManager[bool]],
         closed: Callable[[], None],
     ) -> None:
         self._decision = decision
         self._sessions = sessions
-        self._is_busy = is_busy
+        self._running = running
         self._closed = closed
-        self.variants: tuple[tuple[Precision, str], ...] = tuple(
-            (plan.precision, plan.device) for plan in decision.plans
-        )
-        """Precision and device of each plan that may run, in the order of `variant`."""
-        self.variant = len(decision.plans) - 1
-        """Which of them ran last."""
+        self.variants: tuple[Plan, ...] = decision.plans
+        """Everything that may run."""
+        self.provenance_index = len(decision.plans) - 1
+        """Which of them ran last; what runs the largest batches before anything has run."""
 
     @property
     def device(self) -> str:
-        """Of what ran last; of the largest batches before anything has run."""
-        return self.variants[self.variant][1]
+        """Where the last run was."""
+        return self.variants[self.provenance_index].device
 
     @property
     def precision(self) -> Precision:
-        """Of what ran last; of the largest batches before anything has run."""
-        return self.variants[self.variant][0]
+        """What the last run computed in."""
+        return self.variants[self.provenance_index].precision
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the plan for so many rows.  Raises what the plan raises."""
         rows = next((len(array) for array in inputs.values() if array.ndim), 1)
         plan = self._decision.plan_for(rows)
-        self.variant = self._decision.plans.index(plan)
+        self.provenance_index = self.variants.index(plan)
         counts = thread_counts(self._decision, plan)
-        threads = counts[0] if self._is_busy() else counts[-1]
-        return self._sessions[plan.name, threads].run(inputs)
+        with self._running() as has_company:
+            return self._sessions[plan.name, counts[0] if has_company else counts[-1]].run(inputs)
 
     def close(self) -> None:
         """Let go; the last lane closes the programs."""

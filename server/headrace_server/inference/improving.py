@@ -1,0 +1,220 @@
+"""Brings loaded versions from the plan they can be run with at once to the best one, in the background.
+
+A version begins to answer with its registered program, or with the plan that was chosen for it before.  If its policy
+wants more, it is measured, the chosen plan is opened and warmed up beside the old one, one reference is swapped, and
+the old one leaves when the calls that it has taken are answered.  The same happens when the policy changes.  Whatever
+fails on the way leaves the old one in its place.  Belongs to the event loop.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from headrace_server.errors import HeadraceError
+from headrace_server.inference.errands import Errands
+from headrace_server.inference.plans.choice import Decision
+from headrace_server.inference.plans.measurement import Measurement
+from headrace_server.inference.plans.planner import Planned, Planner
+from headrace_server.inference.residency import Key
+from headrace_server.inference.resident import Resident
+from headrace_server.models.registry import Registry
+from headrace_server.models.serving import ServingOptions
+from headrace_server.models.version import ModelVersion
+from headrace_server.precision import Precision, PrecisionPolicy
+
+MOST_PROBLEMS = 1024
+log = structlog.get_logger()
+
+
+class PlanState(StrEnum):
+    """How far the plan of a version is; names as in the contract."""
+
+    REGISTERED = "REGISTERED"
+    """Its registered program is all that its policy asks for."""
+    MEASURING = "MEASURING"
+    """It is being measured or opened; the plan before it runs meanwhile."""
+    CHOSEN = "CHOSEN"
+    """It was measured, and what was chosen runs whenever the version is loaded."""
+    FAILED = "FAILED"
+    """It could not be measured or opened; the plan before it runs on."""
+    UNKNOWN = "UNKNOWN"
+    """It was not measured here; loading it begins that."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What is known of the plans of a version."""
+
+    version: ModelVersion
+    state: PlanState
+    wanted: Precision
+    policy: PrecisionPolicy
+    problem: str
+    """Why it FAILED; else empty."""
+    running: tuple[str, ...]
+    """The names of the plans that run now; empty while it is not loaded."""
+    measurement: Measurement | None
+    decision: Decision | None
+    """What the policy makes of the measurement; None without one."""
+
+
+class Slots(Protocol):
+    """The part of Residency that swaps."""
+
+    def resident(self, key: Key) -> Resident | None:
+        """What runs a version; None while it is not ready."""
+        ...
+
+    def replace(self, old: Resident, new: Resident) -> bool:
+        """Let new calls find `new`, and see `old` off; False when `old` is not what runs any more."""
+        ...
+
+    @property
+    def versions(self) -> list[ModelVersion]:
+        """All that are ready or being loaded."""
+        ...
+
+
+class Improving:
+    """The plans of the loaded versions of one engine."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        registry: Registry,
+        slots: Slots,
+        errands: Errands,
+        open_resident: Callable[[ModelVersion, Planned | None], Awaitable[Resident]],
+        close_resident: Callable[[Resident], Awaitable[None]],
+    ) -> None:
+        """`open_resident` gets a version and its plan, None for the registered program as it is."""
+        self.planner = planner
+        self._registry = registry
+        self._slots = slots
+        self._errands = errands
+        self._open_resident = open_resident
+        self._close_resident = close_resident
+        self._under_way: set[Key] = set()
+        self._again: set[Key] = set()
+        self._problems: dict[Key, str] = {}
+        registry.watch_serving(self._policy_changed)
+
+    async def recall(self, version: ModelVersion) -> Planned | None:
+        """The plan to load a version with; None for its registered program."""
+        policy = await self._policy(version)
+        return None if self._is_as_registered(policy) else await self.planner.recall(version, policy)
+
+    def follow(self, version: ModelVersion) -> None:
+        """Bring a version that is loaded to its best plan, in the background.  Harmless when it is there already."""
+        key = version.key
+        if key in self._under_way:
+            self._again.add(key)
+        else:
+            self._under_way.add(key)
+            self._errands.start(self._improve(version, key))
+
+    async def measure_again(self, version: ModelVersion) -> PlanReport:
+        """Forget what was measured of a version, measure it, and let a loaded one follow; returns when it has.
+
+        Raises ModelFailed when it cannot be measured.
+        """
+        policy = await self._policy(version)
+        await self.planner.forget(version)
+        planned = await self.planner.measure(version, policy)
+        await self.planner.release(planned)
+        key = version.key
+        if self._slots.resident(key) is not None and key not in self._under_way:
+            self._under_way.add(key)
+            await self._errands.start(self._improve(version, key))
+        return await self.report(version)
+
+    async def report(self, version: ModelVersion) -> PlanReport:
+        """What is known of the plans of a version."""
+        policy = await self._policy(version)
+        key = version.key
+        measurement = await self.planner.find(version)
+        resident = self._slots.resident(key)
+        decision = self.planner.decide(measurement, policy) if measurement is not None else None
+        problem = self._problems.get(key, "")
+        if key in self._under_way:
+            state = PlanState.MEASURING
+        elif problem:
+            state = PlanState.FAILED
+        elif self._is_as_registered(policy):
+            state = PlanState.REGISTERED
+        else:
+            state = PlanState.CHOSEN if decision is not None else PlanState.UNKNOWN
+        return PlanReport(
+            version=version,
+            state=state,
+            wanted=self.planner.wanted(policy),
+            policy=policy,
+            problem=problem,
+            running=resident.plan_names if resident is not None else (),
+            measurement=measurement,
+            decision=decision,
+        )
+
+    # Inside.
+
+    async def _policy(self, version: ModelVersion) -> PrecisionPolicy:
+        return (await self._registry.serving(version.model)).precision
+
+    def _is_as_registered(self, policy: PrecisionPolicy) -> bool:
+        """Whether nobody asked for anything but the registered program; FP32 that was asked for is arranged, too."""
+        return policy.precision is None and self.planner.wanted(policy) is Precision.FP32
+
+    def _policy_changed(self, model: str, _: ServingOptions) -> None:
+        for version in self._slots.versions:
+            if version.model == model:
+                self.follow(version)
+
+    async def _improve(self, version: ModelVersion, key: Key) -> None:
+        try:
+            while True:
+                self._again.discard(key)
+                await self._improve_once(version, key)
+                if key not in self._again:
+                    break
+        except HeadraceError as error:
+            self._failed(key, str(error))
+            log.warning("plans.not_improved", model=str(version.name), problem=str(error))
+        except Exception as error:  # a runtime may raise anything while it opens a plan: the old one runs on
+            self._failed(key, f"{type(error).__name__}: {error}")
+            log.warning("plans.not_improved", model=str(version.name), exc_info=error)
+        finally:
+            self._under_way.discard(key)
+
+    def _failed(self, key: Key, problem: str) -> None:
+        self._problems[key] = problem
+        if len(self._problems) > MOST_PROBLEMS:
+            del self._problems[next(iter(self._problems))]
+
+    async def _improve_once(self, version: ModelVersion, key: Key) -> None:
+        policy = await self._policy(version)
+        planned = None
+        if not self._is_as_registered(policy):
+            planned = await self.planner.recall(version, policy) or await self.planner.measure(version, policy)
+        self._problems.pop(key, None)
+        old = self._slots.resident(key)
+        if old is None or _is_the_same(old, planned):  # it has left meanwhile, or there is nothing to do
+            if planned is not None:
+                await self.planner.release(planned)
+            return
+        new = await self._open_resident(version, planned)
+        if not self._slots.replace(old, new):
+            await self._close_resident(new)
+            return
+        log.info("plans.swapped", model=str(version.name), plans=list(new.plan_names), before=list(old.plan_names))
+
+
+def _is_the_same(resident: Resident, planned: Planned | None) -> bool:
+    if resident.planned is None or planned is None:
+        return resident.planned is None and planned is None
+    one, other = resident.planned.decision, planned.decision
+    return (one.buckets, one.lone_threads, one.busy_threads, one.busy_sessions, one.max_batch_rows) == (
+        other.buckets, other.lone_threads, other.busy_threads, other.busy_sessions, other.max_batch_rows,
+    ) and resident.planned.digests == planned.digests  # fmt: skip
