@@ -14,7 +14,7 @@ class TinyTask(Task):
     """Two noisy clusters in four dimensions.
 
     `loss_of` may replace the loss, to script its failures.  A plain one has nothing by which rows that are computed
-    apart differ from rows that are computed together: no batch statistics, no dropout.
+    apart differ from rows that are computed together: no batch statistics, no dropout, no augmentation.
     """
 
     measures = CLASSIFICATION
@@ -37,6 +37,8 @@ class TinyTask(Task):
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
 
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+        if self._is_plain:
+            return inputs
         (rows,) = inputs
         return (rows + 0.1 * torch.randn(rows.shape, generator=generator),)
 

@@ -12,10 +12,15 @@ from headrace_server.trainers.recipe import Device
 _AUTOCAST = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
-def choose_device(wanted: Device) -> torch.device:
-    """The device to train on.  Raises InvalidSpec when a GPU was asked for and there is none."""
+def choose_device(wanted: Device, local_rank: int = 0) -> torch.device:
+    """The device to train on, one for each rank of a machine.
+
+    Raises InvalidSpec when a GPU was asked for and there is none.
+    """
     if wanted is not Device.CPU and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        device = torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))
+        torch.cuda.set_device(device)
+        return device
     if wanted is Device.GPU:
         raise InvalidSpec([Violation("resources.device", "there is no GPU that this trainer can use")])
     return torch.device("cpu")
@@ -57,8 +62,11 @@ def use_algorithms(*, deterministic: bool, precision: Precision, device: torch.d
         torch.set_float32_matmul_precision("highest" if precision is Precision.FP32 or deterministic else "high")
 
 
-def use_threads(num_threads: int | None) -> int:
-    """Set and return how many CPU threads torch computes with; all that this process may use when None."""
-    chosen = num_threads or len(os.sched_getaffinity(0))
+def use_threads(num_threads: int | None, num_ranks: int = 1) -> int:
+    """Set and return how many CPU threads torch computes with.
+
+    When None, all that this process may use, shared with the other ranks of this machine.
+    """
+    chosen = num_threads or max(1, len(os.sched_getaffinity(0)) // num_ranks)
     torch.set_num_threads(chosen)
     return chosen

@@ -14,6 +14,7 @@ from headrace_server.trainers.task import Rows
 
 _SHARE_OF_FREE_MEMORY = 0.5
 _EVALUATION_ELEMENTS = 1 << 22
+_WHOLE = slice(None)
 
 
 class Feed:
@@ -29,23 +30,31 @@ class Feed:
         self.num_rows = len(rows)
         self.num_batches = -(-len(rows) // batch_size)
 
-    def training_batch(self, seed: int, epoch: int, position: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Inputs and targets of batch `position` of an epoch, both counted from 0.  The last may hold fewer rows."""
+    def num_rows_of(self, position: int) -> int:
+        """How many rows batch `position` holds: the last may hold fewer than the others."""
+        return min(self._batch_size, self.num_rows - position * self._batch_size)
+
+    def training_batch(
+        self, seed: int, epoch: int, position: int, part: slice = _WHOLE
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Inputs and targets of batch `position` of an epoch, both counted from 0, or of a part of its rows."""
         if self._order_of != (seed, epoch):
             generator = torch.Generator().manual_seed(derive_seed(seed, Use.ORDER, epoch))
             self._order = torch.randperm(self.num_rows, generator=generator).to(self._home)
             self._order_of = (seed, epoch)
-        chosen = self._order[position * self._batch_size : (position + 1) * self._batch_size]
+        chosen = self._order[position * self._batch_size : (position + 1) * self._batch_size][part]
         inputs = tuple(self._to_device(tensor.index_select(0, chosen)) for tensor in self._rows.inputs)
         return inputs, self._to_device(self._rows.targets.index_select(0, chosen))
 
-    def in_order(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """All rows once, as they lie, in batches that suit a forward pass alone."""
+    def in_order(self, part: slice = _WHOLE) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """All rows once, or a part of them, as they lie, in batches that suit a forward pass alone."""
         elements = sum(tensor[:1].numel() for tensor in self._rows.inputs)
         rows = min(8192, max(self._batch_size, _EVALUATION_ELEMENTS // max(1, elements)))
-        for begin in range(0, self.num_rows, rows):
-            inputs = tuple(self._to_device(tensor[begin : begin + rows]) for tensor in self._rows.inputs)
-            yield inputs, self._to_device(self._rows.targets[begin : begin + rows])
+        first, last, _ = part.indices(self.num_rows)
+        for begin in range(first, last, rows):
+            end = min(begin + rows, last)
+            inputs = tuple(self._to_device(tensor[begin:end]) for tensor in self._rows.inputs)
+            yield inputs, self._to_device(self._rows.targets[begin:end])
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.device == self._device:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from headrace_server.trainers.optimizers import LossScale
+from headrace_server.trainers.ranks import ALONE, World
 from headrace_server.trainers.recipe import Numerics, OnNonFinite
 
 PREFIX = "numerics."
 
 
 class Gradients:
-    """The gradients of one network.  `parameters` are those that are trained."""
+    """The gradients of one network, or what this rank holds of them.  `parameters` are those that are trained."""
 
     def __init__(
         self,
@@ -32,7 +33,9 @@ class Gradients:
         loss_scale: LossScale | None = None,
         max_norm: float | None = None,
         numerics: Numerics | None = None,
+        world: World | None = None,
     ) -> None:
+        self._world = world or ALONE
         self._parameters, self._loss_scale, self._max_norm = parameters, loss_scale, max_norm
         self._guard = None
         if numerics is not None and numerics.on_non_finite is not OnNonFinite.STOP:
@@ -69,9 +72,15 @@ class Gradients:
         when it never is.
         """
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        found_inf = None if self._loss_scale is None else self._loss_scale.unscale(gradients)
+        shards = self._world.shards
+        if shards:
+            gradients = [self._world.local(gradient) for gradient in gradients]
+        found_inf = None
+        if self._loss_scale is not None:
+            found_inf = self._loss_scale.unscale(gradients, self._world.largest if shards else None)
         if self._max_norm is not None or self._guard is not None:
-            self.norm = joint_norm(gradients, loss.device)
+            norm = joint_norm(gradients, loss.device)
+            self.norm = self._world.sum(norm.square()).sqrt() if shards else norm
         if self._max_norm is not None:
             assert self.norm is not None
             torch._foreach_mul_(gradients, (self._max_norm / (self.norm + 1e-6)).clamp(max=1.0))

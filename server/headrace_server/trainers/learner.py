@@ -5,7 +5,7 @@ Knows neither rows nor time: `loop.py` says what comes when.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from headrace_server.trainers.gradients import Gradients
 from headrace_server.trainers.moving_average import MovingAverage, trained_parameters
 from headrace_server.trainers.optimizers import LossScale, make_optimizer
 from headrace_server.trainers.randomness import Use, derive_seed
+from headrace_server.trainers.ranks import ALONE, World
 from headrace_server.trainers.recipe import Recipe
 
 _GRADIENT, _STEP_LOSS = "gradient.", "step_loss"
@@ -25,16 +26,21 @@ _AUGMENTATION, _CPU, _CUDA = "random.augmentation", "random.cpu", "random.cuda"
 
 
 class Learner:
-    """One network in training.  It lies on the CPU with its initial weights, and is moved to `device`."""
+    """One network in training, or this rank's share of it.
 
-    def __init__(self, network: nn.Module, recipe: Recipe, device: torch.device) -> None:
-        self._recipe, self._device = recipe, device
+    It lies on the CPU with its initial weights, which are the same on all ranks, and is moved to `device`.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, device: torch.device, world: World | None = None) -> None:
+        self._recipe, self._device, self._world = recipe, device, world or ALONE
         self._is_channels_last = prefers_channels_last(recipe.channels_last, device)
         self.network = network.to(device)
         if self._is_channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
+        self._called = self._world.wrap(self.network)
         self._parameters = trained_parameters(self.network)
-        self._optimizer = make_optimizer(recipe.optimizer, self.network)
+        local = self._world.local if self._world.shards else None
+        self._optimizer = make_optimizer(recipe.optimizer, self.network, local)
         precision = choose_precision(recipe.precision, device)
         self._context = forward_context(precision, device)
         self.gradients = Gradients(
@@ -44,10 +50,12 @@ class Learner:
             loss_scale=LossScale(device) if precision is Precision.FP16 else None,
             max_norm=recipe.max_gradient_norm,
             numerics=recipe.numerics,
+            world=self._world,
         )
         average = recipe.moving_average
-        self._average = None if average is None else MovingAverage(self._parameters, average.decay)
-        self.augmentation = torch.Generator(device).manual_seed(derive_seed(recipe.seed, Use.AUGMENTATION))
+        self._average = None if average is None else MovingAverage(self._held(), average.decay)
+        rank = self._world.place.rank
+        self.augmentation = torch.Generator(device).manual_seed(derive_seed(recipe.seed, Use.AUGMENTATION, rank))
         self._augmentation_before = self.augmentation.get_state()
         self._restored: Mapping[str, Tensor] | None = None
 
@@ -56,14 +64,15 @@ class Learner:
     def begin(self) -> None:
         """Before the first step: set torch's own generators, which dropout uses; they belong to the whole process."""
         self.network.train()
-        if self._restored is None:
-            torch.manual_seed(derive_seed(self._recipe.seed, Use.TRAINING))
-            return
-        self._augmentation_before = self._restored[_AUGMENTATION]
+        rank = self._world.place.rank
+        torch.manual_seed(derive_seed(self._recipe.seed, Use.TRAINING, rank))
+        if self._restored is None or _of_rank(_CPU, rank) not in self._restored:
+            return  # a rank more than there were
+        self._augmentation_before = self._restored[_of_rank(_AUGMENTATION, rank)]
         self.augmentation.set_state(self._augmentation_before)
-        torch.set_rng_state(self._restored[_CPU])
+        torch.set_rng_state(self._restored[_of_rank(_CPU, rank)])
         if self._device.type == "cuda":
-            torch.cuda.set_rng_state(self._restored[_CUDA], self._device)
+            torch.cuda.set_rng_state(self._restored[_of_rank(_CUDA, rank)], self._device)
 
     def begin_step(self, *, is_divided: bool) -> None:
         """Before the augmentation of a step of which nothing is done yet; a divided one may be left in its middle."""
@@ -76,11 +85,16 @@ class Learner:
         if self._is_channels_last:
             inputs = tuple(_by_pixel(tensor) for tensor in inputs)
         with self._context:
-            outputs: Tensor = self.network(*inputs)
+            outputs: Tensor = self._called(*inputs)
         return outputs.float()
+
+    def part_of_step(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """What forward and backward of a micro-batch run in: only the last of a step needs the other ranks."""
+        return nullcontext() if is_last else self._world.apart()
 
     def backward(self, loss: Tensor, share: float) -> None:
         """Add the gradients of a micro-batch that holds this share of its step's rows; `loss` is its mean."""
+        share *= self._world.place.size  # because the ranks' gradients are averaged
         torch.autograd.backward(self.gradients.scale(loss if share == 1 else loss * share))
 
     def finish_step(self, learning_rate: float, loss: Tensor, number: int) -> None:
@@ -106,7 +120,14 @@ class Learner:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the network's weights and buffers as they are now, on the CPU."""
-        return copy_to_host(self.network.state_dict())
+        tensors = self.network.state_dict()
+        if self._world.shards:
+            owners = dict(self.network.named_parameters())
+            tensors = {
+                name: self._world.whole(owners[name], self._world.local(tensor)) if name in owners else tensor
+                for name, tensor in tensors.items()
+            }
+        return copy_to_host(tensors)
 
     @property
     def averages(self) -> bool:
@@ -131,7 +152,15 @@ class Learner:
             for name, parameter in self._parameters.items():
                 if parameter.grad is not None:
                     partial[_GRADIENT + name] = parameter.grad
-        return copy_to_host({**self._fixed_state(), **partial, **random})
+        for rank, states in enumerate(self._world.collect(random)):
+            partial |= {_of_rank(name, rank): state for name, state in states.items()}
+        fixed = self._fixed_state()
+        if self._world.shards:
+            fixed = {
+                name: tensor if (owner := self._owner(name)) is None else self._world.whole(owner, tensor)
+                for name, tensor in fixed.items()
+            }
+        return copy_to_host({**fixed, **partial})
 
     def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor | None:
         """Continue from a copy of both; before `begin`.  Returns the `step_loss` that was kept, if one was.
@@ -139,10 +168,11 @@ class Learner:
         Raises TrainingFailure if they do not fit the network.
         """
         try:
-            self.network.load_state_dict(dict(weights))
+            self._load(weights)
             with torch.no_grad():
                 for name, tensor in self._fixed_state().items():
-                    tensor.copy_(tensors[name])
+                    owner = self._owner(name) if self._world.shards else None
+                    tensor.copy_(tensors[name] if owner is None else self._world.part(owner, tensors[name]))
                 for name, parameter in self._parameters.items():
                     if (gradient := tensors.get(_GRADIENT + name)) is not None:
                         parameter.grad = torch.empty_like(parameter).copy_(gradient)
@@ -152,9 +182,38 @@ class Learner:
         step_loss = tensors.get(_STEP_LOSS)
         return None if step_loss is None else step_loss.to(self._device)
 
+    @torch.no_grad()
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        if not self._world.shards:
+            self.network.load_state_dict(dict(weights))
+            return
+        owners = dict(self.network.named_parameters())
+        for name, tensor in self.network.state_dict().items():
+            if name in owners:
+                self._world.local(tensor).copy_(self._world.part(owners[name], weights[name]))
+            else:
+                tensor.copy_(weights[name])
+
     def _fixed_state(self) -> dict[str, Tensor]:
         average = self._average.state if self._average else {}
         return {**self._optimizer.state, **self.gradients.state, **average}
+
+    def _held(self) -> dict[str, Tensor]:
+        """What this rank holds of the parameters that are trained."""
+        return {name: self._world.local(parameter.detach()) for name, parameter in self._parameters.items()}
+
+    def _owner(self, name: str) -> Tensor | None:
+        """The parameter whose shape a tensor of the state has; None where it has a shape of its own."""
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            group, _, rest = rest.partition(".")
+            return None if group == "step" else self._parameters[rest]
+        return self._parameters[rest] if kind == "average" else None
+
+
+def _of_rank(name: str, rank: int) -> str:
+    """Rank 0 keeps the names that a training of one rank has."""
+    return name if rank == 0 else f"{name}.{rank}"
 
 
 def _by_pixel(tensor: Tensor) -> Tensor:

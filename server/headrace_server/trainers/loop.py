@@ -32,11 +32,24 @@ from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.trainers.checkpoint import Checkpoint, Values
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter, Importance
 from headrace_server.trainers.environment import differences
+from headrace_server.trainers.examination import examine
 from headrace_server.trainers.failures import Diverged, TrainingFailure
 from headrace_server.trainers.feed import Feed
 from headrace_server.trainers.gradients import Guard
 from headrace_server.trainers.learner import Learner
+from headrace_server.trainers.micro_batches import Part, parts_of_step, rows_of_rank
 from headrace_server.trainers.progress import Progress
+from headrace_server.trainers.ranks import (
+    ALONE,
+    CHECKPOINT,
+    NOTHING,
+    REPORT,
+    ROOM,
+    ROOM_FOR_BEST,
+    STOP,
+    Wishes,
+    World,
+)
 from headrace_server.trainers.recipe import Recipe, Steps
 from headrace_server.trainers.reports import EvaluationCompleted, TrainerReport, WarningRaised
 from headrace_server.trainers.schedules import learning_rate
@@ -72,6 +85,8 @@ class Loop:
 
     `network` lies on the CPU with its initial weights; the loop moves it to `device` and trains it in place.
     `versions` goes into checkpoints, and a checkpoint of other versions is resumed with a warning.
+    Where there are several ranks, each runs a loop over the same task and recipe, in step; only rank 0 has
+    `checkpoints` and hears `stop`.
     """
 
     def __init__(
@@ -82,14 +97,17 @@ class Loop:
         *,
         device: torch.device,
         report: Callable[[TrainerReport], None],
-        checkpoints: CheckpointWriter,
+        checkpoints: CheckpointWriter | None,
         stop: threading.Event,
         versions: Mapping[str, str] | None = None,
+        world: World | None = None,
     ) -> None:
         self._task, self._recipe = task, recipe
+        self._world = world or ALONE
+        self._place = self._world.place
         self._report, self._checkpoints, self._stop = report, checkpoints, stop
         self._versions = dict(versions or {})
-        self._learner = Learner(network, recipe, device)
+        self._learner = Learner(network, recipe, device, self._world)
         self._training = Feed(task.training, recipe.batch_size, device)
         self._held_out = Feed(task.held_out, recipe.batch_size, device)
         self._micro_rows = -(-recipe.batch_size // recipe.micro_batches)
@@ -99,7 +117,7 @@ class Loop:
         self._rows_done = 0
         self._step_loss: Tensor | None = None  # of the rows that are done
         self._yardstick = self._make_yardstick(Standing())
-        self._is_over = False
+        self._is_over = self._is_stopping = False
         self._best_weights: Mapping[str, Tensor] | None = None
         guard = self._learner.gradients.guard
         self._progress = Progress(
@@ -116,7 +134,7 @@ class Loop:
         resumed from.  Raises Diverged, and OSError when the last checkpoint cannot be written.
         """
         self._learner.begin()
-        while not (self._is_over or self._stop.is_set()):
+        while not (self._is_over or self._is_told_to_stop()):
             if self._train_step():
                 self._after_step()
         self._checkpoint(Importance.LAST)
@@ -134,36 +152,42 @@ class Loop:
 
     def _train_step(self) -> bool:
         """Do one step, or what is left of it; returns whether it is done, or a stop came between its micro-batches."""
-        stopwatch, task, learner, micro_rows = self._progress.stopwatch, self._task, self._learner, self._micro_rows
+        stopwatch, task, learner = self._progress.stopwatch, self._task, self._learner
         stopwatch.begin()
         epoch, position = divmod(self._step, self._steps_per_epoch)
-        inputs, targets = self._training.training_batch(self._recipe.seed, epoch, position)
-        num_rows = targets.shape[0]
+        num_rows = self._training.num_rows_of(position)
+        mine = rows_of_rank(num_rows, self._place)
+        inputs, targets = self._training.training_batch(self._recipe.seed, epoch, position, mine)
+        parts = parts_of_step(num_rows, self._micro_rows, self._place, self._rows_done)
         if self._rows_done == 0:
-            learner.begin_step(is_divided=num_rows > micro_rows)
+            learner.begin_step(is_divided=len(parts) > 1)
         inputs = task.augment(inputs, learner.augmentation)
         stopwatch.mark(DATA)
-        while (begin := self._rows_done) < num_rows:
-            if begin > 0 and self._stop.is_set():
+        for part in parts:
+            if part.begin > 0 and self._place.size == 1 and self._stop.is_set():
                 return False
-            end = _end_of_part(begin, num_rows, micro_rows)
-            answered = targets[begin:end]
-            outputs = learner.forward(tuple(tensor[begin:end] for tensor in inputs))
-            loss = task.loss(outputs, answered)
-            stopwatch.mark(FORWARD)
-            share = (end - begin) / num_rows
-            learner.backward(loss, share)
+            with learner.part_of_step(is_last=part is parts[-1]):
+                answered = targets[part.begin : part.end]
+                outputs = learner.forward(tuple(tensor[part.begin : part.end] for tensor in inputs))
+                loss = task.loss(outputs, answered)
+                stopwatch.mark(FORWARD)
+                learner.backward(loss, part.share)
             stopwatch.mark(BACKWARD)
-            part = loss.detach() if share == 1 else loss.detach() * share
-            self._step_loss = part if self._step_loss is None else self._step_loss + part
-            self._rows_done = end
-            self._progress.keep(outputs, answered)
+            self._collect(part, loss.detach(), outputs, answered)
         assert self._step_loss is not None
-        learner.finish_step(self._learning_rate(self._step), self._step_loss, self._step)
+        loss = self._world.sum(self._step_loss)
+        learner.finish_step(self._learning_rate(self._step), loss, self._step)
         stopwatch.mark(OPTIMIZER)
-        self._progress.add(num_rows, self._step_loss)
+        self._progress.add(num_rows, loss)
         self._step, self._rows_done, self._step_loss = self._step + 1, 0, None
         return True
+
+    def _collect(self, part: Part, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        weighted = loss if part.share == 1 else loss * part.share
+        self._step_loss = weighted if self._step_loss is None else self._step_loss + weighted
+        if part.share > 0:
+            self._rows_done = part.end
+            self._progress.keep(outputs, targets)
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate(self._recipe.schedule, self._recipe.optimizer.learning_rate, step, self.num_steps)
@@ -172,16 +196,42 @@ class Loop:
 
     def _after_step(self) -> None:
         is_last = self._step == self.num_steps
-        if self._progress.is_due() or is_last:
+        wishes = self._world.take(self._wishes)
+        self._is_stopping = bool(wishes & STOP)
+        if wishes & REPORT or is_last:
             self._flush()
-        importance = None
         if is_last or self._is_evaluation_due():
             importance = Importance.BEST if self._evaluate() else Importance.ORDINARY
             self._is_over = is_last or self._yardstick.is_exhausted
-        elif time.monotonic() >= self._checkpoint_due_at:
-            importance = Importance.ORDINARY
-        if importance is not None and not self._is_over and not self._stop.is_set():
-            self._checkpoint(importance)
+            if not self._is_over and not self._is_told_to_stop() and self._has_room(importance, wishes):
+                self._checkpoint(importance)
+        elif wishes & CHECKPOINT:
+            self._checkpoint(Importance.ORDINARY)
+        self._world.post(self._wishes)
+
+    def _wishes(self) -> Wishes:
+        """What is to happen, as far as only this rank can know it."""
+        wishes = REPORT if self._progress.is_due() else NOTHING
+        if time.monotonic() >= self._checkpoint_due_at and not self._is_told_to_stop():
+            if self._has_room(Importance.ORDINARY):
+                wishes |= CHECKPOINT
+            else:
+                self._checkpoint_due_at = time.monotonic() + _RETRY_SECONDS
+        if self._place.size > 1:
+            wishes |= STOP if self._stop.is_set() else NOTHING
+            wishes |= ROOM if self._has_room(Importance.ORDINARY) else NOTHING
+            wishes |= ROOM_FOR_BEST if self._has_room(Importance.BEST) else NOTHING
+        return wishes
+
+    def _is_told_to_stop(self) -> bool:
+        """Many ranks stop after the same step, one as soon as it is told to."""
+        return self._stop.is_set() if self._place.size == 1 else self._is_stopping
+
+    def _has_room(self, importance: Importance, wishes: Wishes | None = None) -> bool:
+        """Whether there is room for a checkpoint; what rank 0 said about it where `wishes` are those of many ranks."""
+        if wishes is not None and self._place.size > 1:
+            return bool(wishes & (ROOM_FOR_BEST if importance is Importance.BEST else ROOM))
+        return self._checkpoints is not None and self._checkpoints.has_room(importance)
 
     def _flush(self) -> None:
         """Report the steps so far, if any.  Raises Diverged."""
@@ -228,12 +278,10 @@ class Loop:
         return position == 0 and epoch % self._recipe.evaluation.every_epochs == 0
 
     def _evaluate(self) -> bool:
-        """Evaluate in float32, as the exported program will compute; returns whether it was never better."""
+        """Examine the network on the held-out rows; returns whether it was never better."""
         began_at = time.perf_counter()
         with self._learner.examined() as network:
-            answers = [(network(*inputs).float(), targets) for inputs, targets in self._held_out.in_order()]
-            measured = self._task.measure(torch.cat([a for a, _ in answers]), torch.cat([t for _, t in answers]))
-            metrics = {name: float(value) for name, value in measured.items()}
+            metrics = examine(network, self._task, self._held_out, self._world)
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise self._diverged(f"the held-out {name} is {value}")
@@ -254,12 +302,11 @@ class Loop:
     def _checkpoint(self, importance: Importance) -> None:
         if (self._step, self._rows_done) == self._checkpointed_at:
             return
-        if not self._checkpoints.has_room(importance):
-            self._checkpoint_due_at = time.monotonic() + _RETRY_SECONDS
-            return
         began_at = time.perf_counter()
         self._flush()  # so that a checkpoint is never taken of a training that has diverged
-        self._checkpoints.write(self._snapshot(), importance)
+        snapshot = self._snapshot()  # every rank takes part in it
+        if self._checkpoints is not None:
+            self._checkpoints.write(snapshot, importance)
         self._checkpointed_at = (self._step, self._rows_done)
         self._checkpoint_due_at = time.monotonic() + self._recipe.checkpoints.period_seconds
         self._progress.paused_since(began_at, "checkpoint")
@@ -313,9 +360,3 @@ class Loop:
             raise InvalidSpec([Violation("evaluation.metric", f"{metric!r} is not one of {known} of this training")])
         is_higher_better = self._task.measures[metric] is Direction.UP
         return Yardstick(metric, is_higher_better, self._recipe.early_stopping, standing)
-
-
-def _end_of_part(begin: int, num_rows: int, micro_rows: int) -> int:
-    """Where the micro-batch that begins here ends.  A row that would be left alone joins it: one has no statistics."""
-    end = min(begin + micro_rows, num_rows)
-    return num_rows if micro_rows > 1 and num_rows - end == 1 else end

@@ -4,6 +4,7 @@ A stop is obeyed between phases, and inside the loop.  Before the first step it 
 the checkpoint says that all steps are done, so that a later process goes straight to the export.
 """
 
+import contextlib
 import hashlib
 import importlib
 import threading
@@ -24,6 +25,7 @@ from headrace_server.trainers.family import Family, Parameters
 from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.loop import Best, Loop, Outcome
 from headrace_server.trainers.randomness import Use, derive_seed
+from headrace_server.trainers.ranks import Place, World, joined
 from headrace_server.trainers.reports import ExportWritten, PhaseChanged, TrainerReport, WarningRaised
 from headrace_server.trainers.task import BuildTask, Material, Task
 
@@ -32,16 +34,19 @@ class Training:
     """One job in this process.  Raises HeadraceError or OSError for what the world did."""
 
     def __init__(self, job: JobFile, report: Callable[[TrainerReport], None], stop: threading.Event) -> None:
-        self._job, self._report, self._stop = job, report, stop
+        self._job, self._stop = job, stop
         recipe = job.recipe
-        self._device = choose_device(recipe.device)
+        self._place = Place.from_environment()
+        self._report = report if self._place.rank == 0 else _only_warnings(report)
+        self._device = choose_device(recipe.device, self._place.local_rank)
         precision = choose_precision(recipe.precision, self._device)
         use_algorithms(deterministic=recipe.deterministic, precision=precision, device=self._device)
         self._environment = {
-            **describe_environment(self._device, use_threads(recipe.cpu_threads)),
+            **describe_environment(self._device, use_threads(recipe.cpu_threads, self._place.local_size)),
             "precision": precision.value,
             "deterministic": str(recipe.deterministic).lower(),
             "dataset": job.dataset_digest,
+            "ranks": str(self._place.size),
         }
 
     def run(self) -> bool:
@@ -63,16 +68,24 @@ class Training:
         self._enter("building")
         torch.manual_seed(derive_seed(self._job.recipe.seed, Use.NETWORK))
         network = task.make_network()
-        checkpoints = CheckpointWriter(self._job.workspace / "checkpoints", self._report)
-        try:
-            loop = self._make_loop(task, network, checkpoints)
-            self._enter("training")
-            outcome = loop.run()
-        finally:
-            checkpoints.close()
-        if outcome is Outcome.STOPPED or self._stop.is_set():
+        best = self._train(task, network)
+        if best is None:
             return False
-        return self._export(task, network, loop.best)
+        if self._place.rank > 0:
+            return True  # the first one exports
+        return not self._stop.is_set() and self._export(task, network, best)
+
+    def _train(self, task: Task, network: nn.Module) -> Best | None:
+        """Train to the end; None when it was told to stop before."""
+        with contextlib.ExitStack() as opened:
+            checkpoints = None
+            if self._place.rank == 0:
+                checkpoints = CheckpointWriter(self._job.workspace / "checkpoints", self._report)
+                opened.callback(checkpoints.close)
+            world = opened.enter_context(joined(self._place, self._device, self._job.recipe.strategy))
+            loop = self._make_loop(task, network, checkpoints, world)
+            self._enter("training")
+            return loop.best if loop.run() is Outcome.COMPLETED else None
 
     def _family(self) -> tuple[Family, Parameters]:
         families = Families()
@@ -105,7 +118,7 @@ class Training:
         if found != self._job.dataset_digest:
             raise InvalidDataset(f"its content has changed: it has the digest {found}, not {self._job.dataset_digest}")
 
-    def _make_loop(self, task: Task, network: nn.Module, checkpoints: CheckpointWriter) -> Loop:
+    def _make_loop(self, task: Task, network: nn.Module, checkpoints: CheckpointWriter | None, world: World) -> Loop:
         loop = Loop(
             task,
             network,
@@ -115,6 +128,7 @@ class Training:
             checkpoints=checkpoints,
             stop=self._stop,
             versions=self._environment,
+            world=world,
         )
         if self._job.resume_from is not None:
             loop.restore(read_checkpoint(self._job.resume_from))
@@ -140,6 +154,16 @@ class Training:
 
     def _warn(self, code: str, message: str) -> None:
         self._report(WarningRaised(code=code, message=message))
+
+
+def _only_warnings(report: Callable[[TrainerReport], None]) -> Callable[[TrainerReport], None]:
+    """What ranks after the first have to say: all else would be said twice."""
+
+    def filtered(said: TrainerReport) -> None:
+        if isinstance(said, WarningRaised):
+            report(said)
+
+    return filtered
 
 
 def _is_out_of_memory(error: Exception) -> bool:
