@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from headrace_server.trainers.checkpoint import read_checkpoint
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
 from headrace_server.trainers.failures import Diverged, TrainingFailure
 from headrace_server.trainers.loop import Loop, Outcome
+from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.recipe import (
     AdamW,
     ConstantSchedule,
@@ -38,6 +39,7 @@ from headrace_server.trainers.reports import (
     TrainerReport,
     WarningRaised,
 )
+from headrace_server.trainers.yielding import Yielding
 from tests.doubles.tiny_task import TinyTask
 
 CPU = torch.device("cpu")
@@ -78,6 +80,8 @@ class Run:
         stop_after: int | None = None,
         resume_from: Path | None = None,
         versions: dict[str, str] | None = None,
+        yielding: Yielding | None = None,
+        profiling: Callable[[Callable[[TrainerReport], None]], Profiling] | None = None,
     ) -> None:
         self.reports: list[TrainerReport] = []
         torch.manual_seed(recipe.seed)
@@ -93,6 +97,8 @@ class Run:
             checkpoints=self.writer,
             stop=StopAt(stop_after),
             versions=versions,
+            yielding=yielding,
+            profiling=profiling and profiling(self.reports.append),
         )
         if resume_from is not None:
             self.loop.restore(read_checkpoint(resume_from))
@@ -290,6 +296,36 @@ def test_another_environment_is_told_when_a_training_is_resumed(tmp_path: Path) 
     assert "since step 3, torch 2.13 → 2.14" in warning.message
 
 
+def test_a_training_may_begin_with_given_weights(tmp_path: Path) -> None:
+    first = Run(tmp_path / "1", PLAIN.model_copy(update={"moving_average": MovingAverage()}), stop_after=0)
+    given = {name: torch.full_like(tensor, 0.25) for name, tensor in first.weights.items()}
+
+    first.loop.begin_with(given)
+
+    assert same(first.weights, given)
+    assert torch.equal(first.loop._learner.state(None)["average.0.weight"], given["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "problem"),
+    [
+        ("0.weight", (8, 5), r"'0.weight' of the shape \[8, 4\], the start has one of the shape \[8, 5\]"),
+        ("4.bias", None, r"'4.bias' of the shape \[2\], the start has none"),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...] | None, problem: str
+) -> None:
+    run = Run(tmp_path)
+    given = run.weights
+    del given[name]
+    if shape is not None:
+        given[name] = torch.zeros(shape)
+
+    with pytest.raises(InvalidSpec, match=problem):
+        run.loop.begin_with(given)
+
+
 def test_a_completed_training_is_resumed_without_another_step(tmp_path: Path) -> None:
     first = Run(tmp_path / "1")
     first.go()
@@ -318,7 +354,7 @@ def test_every_row_is_seen_once_an_epoch_also_those_of_the_last_batch(tmp_path: 
     run = Run(tmp_path, task=TinyTask(num_rows=37, loss_of=remember))
     run.go()
 
-    assert seen == [8, 8, 8, 8, 5] * 4
+    assert seen == [2, 4, *[8, 8, 8, 8, 5] * 4]  # two of them rehearse
     assert run.loop.num_steps == 20
     order = {
         int(row) for position in range(5) for row in run.loop._training.training_batch(5, 2, position)[0][0][:, 0] * 1e6

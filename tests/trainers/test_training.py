@@ -16,7 +16,7 @@ from headrace_server.trainers.arithmetic import choose_device, choose_precision
 from headrace_server.trainers.failures import CheckpointDamaged, Diverged, OutOfMemory
 from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.loop import Loop
-from headrace_server.trainers.pipe import ReportPipe, follow_commands
+from headrace_server.trainers.pipe import Commands, ReportPipe, follow_commands
 from headrace_server.trainers.recipe import Device, Evaluation, Recipe, Sgd, Steps
 from headrace_server.trainers.reports import (
     TRAINER_REPORT,
@@ -172,13 +172,14 @@ def test_a_pipe_that_nobody_reads_ends_the_process() -> None:
 
 def test_commands_may_come_in_pieces_and_the_end_of_them_is_the_end() -> None:
     read_end, write_end = os.pipe()
-    stop, ended = threading.Event(), threading.Event()
+    commands, ended = Commands(), threading.Event()
 
-    follow_commands(read_end, stop, lambda _: ended.set())
-    os.write(write_end, b'{"comm')
+    follow_commands(read_end, commands, lambda _: ended.set())
+    os.write(write_end, b'{"command":"profile","num_steps":3}\n{"comm')
     os.write(write_end, b'and":"stop"}\n')
 
-    assert stop.wait(10)
+    assert commands.stop.wait(10)
+    assert commands.profiles.get(timeout=10) == 3
     assert not ended.is_set()
     os.close(write_end)
     assert ended.wait(10)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.trainers.failures import CheckpointDamaged
 from headrace_server.trainers.yardstick import Standing
 
@@ -115,6 +116,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     is_best = document.values.standing.best_step == document.values.step
     best_weights = contents.get(BEST, weights if is_best else None)
     return Checkpoint(weights, best_weights, tensors, document.values)
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """The weights in a file of them.  Raises InvalidSpec when it cannot be read."""
+    try:
+        weights: Mapping[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InvalidSpec([Violation("start_from", f"its weights cannot be read: {error}")]) from error
+    return weights
 
 
 class _Document(BaseModel):

@@ -45,6 +45,19 @@ class ExportDiffers(TrainingFailure):
         )
 
 
+class BatchTooLarge(TrainingFailure):
+    """The memory does not hold the rows that are to be computed at once; found before the first step."""
+
+    def __init__(self, device: str, rows: int, fits: int) -> None:
+        if fits:
+            advice = f"{fits} would fit: ask for split_to_fit, for more micro_batches, or for a smaller batch_size"
+        else:
+            advice = "not even one would fit: try a smaller network"
+        super().__init__(
+            f"{rows} rows at once do not fit into the memory of {device}; {advice}", device=device, rows=rows, fits=fits
+        )
+
+
 class OutOfMemory(TrainingFailure):
     """The device, or the machine, has no memory left for a training step."""
 

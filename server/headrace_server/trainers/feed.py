@@ -46,10 +46,11 @@ class Feed:
         inputs = tuple(self._to_device(tensor.index_select(0, chosen)) for tensor in self._rows.inputs)
         return inputs, self._to_device(self._rows.targets.index_select(0, chosen))
 
-    def in_order(self, part: slice = _WHOLE) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """All rows once, or a part of them, as they lie, in batches that suit a forward pass alone."""
-        elements = sum(tensor[:1].numel() for tensor in self._rows.inputs)
-        rows = min(8192, max(self._batch_size, _EVALUATION_ELEMENTS // max(1, elements)))
+    def in_order(self, part: slice = _WHOLE, rows: int | None = None) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """All rows once, or a part of them, as they lie, in batches of `rows`, or such as suit a forward pass alone."""
+        if rows is None:
+            elements = sum(tensor[:1].numel() for tensor in self._rows.inputs)
+            rows = min(8192, max(self._batch_size, _EVALUATION_ELEMENTS // max(1, elements)))
         first, last, _ = part.indices(self.num_rows)
         for begin in range(first, last, rows):
             end = min(begin + rows, last)

@@ -4,12 +4,13 @@ Everything here that decides the rest of a training is a tensor with a name, so 
 Knows neither rows nor time: `loop.py` says what comes when.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.precision import Precision
 from headrace_server.trainers.arithmetic import choose_precision, forward_context, prefers_channels_last
 from headrace_server.trainers.checkpoint import copy_to_host
@@ -20,6 +21,7 @@ from headrace_server.trainers.optimizers import LossScale, make_optimizer
 from headrace_server.trainers.randomness import Use, derive_seed
 from headrace_server.trainers.ranks import ALONE, World
 from headrace_server.trainers.recipe import Recipe
+from headrace_server.trainers.utilization import count_flops, peak_flops
 
 _GRADIENT, _STEP_LOSS = "gradient.", "step_loss"
 _AUGMENTATION, _CPU, _CUDA = "random.augmentation", "random.cpu", "random.cuda"
@@ -43,6 +45,7 @@ class Learner:
         self._optimizer = make_optimizer(recipe.optimizer, self.network, local)
         precision = choose_precision(recipe.precision, device)
         self._context = forward_context(precision, device)
+        self._peak = peak_flops(device, precision, allows_tf32=torch.backends.cuda.matmul.allow_tf32)
         self.gradients = Gradients(
             self.network,
             list(self._parameters.values()),
@@ -105,6 +108,22 @@ class Learner:
         self._optimizer.step(rate, found_inf)
         if self._average is not None:
             self._average.update(number, found_inf)
+
+    def rehearse(self, inputs: tuple[Tensor, ...], loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """The loss of a forward pass whose backward pass stays on this rank, and whose gradients nobody wants."""
+        with self._world.apart():
+            return self.gradients.scale(loss(self.forward(inputs)))
+
+    def seconds_of_row(self, forward: Callable[[], Tensor], rows: int) -> float | None:
+        """How long a row would take if the device did nothing but the network's arithmetic, at its peak.
+
+        `forward` is a rehearsal of so many rows.  None where the peak is not known.
+        """
+        if self._peak is None:
+            return None
+        flops = count_flops(forward)
+        self.network.zero_grad(set_to_none=True)
+        return flops / rows / self._peak
 
     # Evaluation.
 
@@ -181,6 +200,21 @@ class Learner:
         self._restored = tensors
         step_loss = tensors.get(_STEP_LOSS)
         return None if step_loss is None else step_loss.to(self._device)
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the network these weights before its first step.
+
+        Raises InvalidSpec, which names the first that differs from the network's own.
+        """
+        for name, own in self.network.state_dict().items():
+            given = weights.get(name)
+            if given is None or given.shape != own.shape:
+                has = "none" if given is None else f"one of the shape {list(given.shape)}"
+                problem = f"the network has a weight {name!r} of the shape {list(own.shape)}, the start has {has}"
+                raise InvalidSpec([Violation("start_from", problem)])
+        self._load({name: weights[name] for name in self.network.state_dict()})
+        if self._average is not None:
+            self._average.restart()
 
     @torch.no_grad()
     def _load(self, weights: Mapping[str, Tensor]) -> None:

@@ -38,6 +38,7 @@ from headrace_server.trainers.feed import Feed
 from headrace_server.trainers.gradients import Guard
 from headrace_server.trainers.learner import Learner
 from headrace_server.trainers.micro_batches import Part, parts_of_step, rows_of_rank
+from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.progress import Progress
 from headrace_server.trainers.ranks import (
     ALONE,
@@ -51,11 +52,13 @@ from headrace_server.trainers.ranks import (
     World,
 )
 from headrace_server.trainers.recipe import Recipe, Steps
+from headrace_server.trainers.rehearsal import rehearse
 from headrace_server.trainers.reports import EvaluationCompleted, TrainerReport, WarningRaised
 from headrace_server.trainers.schedules import learning_rate
 from headrace_server.trainers.stopwatch import PARTS
 from headrace_server.trainers.task import Direction, Task
 from headrace_server.trainers.yardstick import Standing, Yardstick
+from headrace_server.trainers.yielding import Yielding
 
 DATA, _, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
 _RETRY_SECONDS = 1.0  # after a checkpoint for which there was no room
@@ -101,12 +104,15 @@ class Loop:
         stop: threading.Event,
         versions: Mapping[str, str] | None = None,
         world: World | None = None,
+        yielding: Yielding | None = None,
+        profiling: Profiling | None = None,
     ) -> None:
-        self._task, self._recipe = task, recipe
+        self._task, self._recipe, self._device = task, recipe, device
         self._world = world or ALONE
         self._place = self._world.place
         self._report, self._checkpoints, self._stop = report, checkpoints, stop
         self._versions = dict(versions or {})
+        self._yielding, self._profiling = yielding, profiling
         self._learner = Learner(network, recipe, device, self._world)
         self._training = Feed(task.training, recipe.batch_size, device)
         self._held_out = Feed(task.held_out, recipe.batch_size, device)
@@ -133,11 +139,17 @@ class Loop:
         The last checkpoint is complete when this returns; there is none if nothing was done since the one that was
         resumed from.  Raises Diverged, and OSError when the last checkpoint cannot be written.
         """
+        if not self._is_over:
+            self._rehearse()
         self._learner.begin()
         while not (self._is_over or self._is_told_to_stop()):
+            if self._profiling is not None:
+                self._profiling.before_step(self._step)
             if self._train_step():
                 self._after_step()
         self._checkpoint(Importance.LAST)
+        if self._profiling is not None:
+            self._profiling.close(self._step)
         return Outcome.COMPLETED if self._is_over else Outcome.STOPPED
 
     @property
@@ -158,7 +170,8 @@ class Loop:
         num_rows = self._training.num_rows_of(position)
         mine = rows_of_rank(num_rows, self._place)
         inputs, targets = self._training.training_batch(self._recipe.seed, epoch, position, mine)
-        parts = parts_of_step(num_rows, self._micro_rows, self._place, self._rows_done)
+        micro_rows = self._micro_rows if self._yielding is None else self._yielding.rows(self._micro_rows)
+        parts = parts_of_step(num_rows, micro_rows, self._place, self._rows_done)
         if self._rows_done == 0:
             learner.begin_step(is_divided=len(parts) > 1)
         inputs = task.augment(inputs, learner.augmentation)
@@ -166,6 +179,9 @@ class Loop:
         for part in parts:
             if part.begin > 0 and self._place.size == 1 and self._stop.is_set():
                 return False
+            if self._yielding is not None:
+                self._progress.note("yield", self._yielding.give_way())
+                stopwatch.skip()
             with learner.part_of_step(is_last=part is parts[-1]):
                 answered = targets[part.begin : part.end]
                 outputs = learner.forward(tuple(tensor[part.begin : part.end] for tensor in inputs))
@@ -174,6 +190,8 @@ class Loop:
                 learner.backward(loss, part.share)
             stopwatch.mark(BACKWARD)
             self._collect(part, loss.detach(), outputs, answered)
+            if self._yielding is not None:
+                self._yielding.done(part.end - part.begin)
         assert self._step_loss is not None
         loss = self._world.sum(self._step_loss)
         learner.finish_step(self._learning_rate(self._step), loss, self._step)
@@ -181,6 +199,18 @@ class Loop:
         self._progress.add(num_rows, loss)
         self._step, self._rows_done, self._step_loss = self._step + 1, 0, None
         return True
+
+    def _rehearse(self) -> None:
+        """Before the first step: see that a micro-batch fits into the memory."""
+        own = self._place.rows(self._recipe.batch_size)
+        wanted, splits = min(self._micro_rows, own.stop - own.start), self._recipe.split_to_fit
+        found = rehearse(
+            self._task, self._learner, self._training, self._device, self._world, wanted=wanted, splits=splits
+        )
+        self._micro_rows, self._progress.row_seconds = found.micro_rows, found.row_seconds
+        if found.micro_rows < wanted:
+            message = f"{wanted} rows at once do not fit into the memory of {self._device}: {found.micro_rows} do"
+            self._report(WarningRaised(code="BATCH_SPLIT", message=message))
 
     def _collect(self, part: Part, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         weighted = loss if part.share == 1 else loss * part.share
@@ -346,6 +376,13 @@ class Loop:
         self._best_weights = checkpoint.best_weights
         if (guard := self._learner.gradients.guard) is not None:
             self._skipped_steps, _ = guard.read()
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with these weights instead of the network's own; before `run`.
+
+        Raises InvalidSpec if they do not fit.
+        """
+        self._learner.begin_with(weights)
 
     # The plan.
 

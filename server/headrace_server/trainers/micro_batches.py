@@ -5,6 +5,7 @@ Knows no torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from headrace_server.trainers.ranks import Place
 
@@ -27,6 +28,7 @@ def rows_of_rank(num_rows: int, place: Place = _ALONE) -> slice:
     return own if own.start < own.stop else slice(0, min(2, num_rows))
 
 
+@lru_cache(maxsize=64)  # nearly all steps of a training are alike
 def parts_of_step(num_rows: int, micro_rows: int, place: Place = _ALONE, done: int = 0) -> Sequence[Part]:
     """The parts of a rank, of at most `micro_rows` rows, but for those of the first `done` ones.
 
@@ -48,4 +50,4 @@ def parts_of_step(num_rows: int, micro_rows: int, place: Place = _ALONE, done: i
         missing = -(-most // micro_rows) - len(parts)
         company = rows_of_rank(num_rows, place)
         parts += [Part(0, min(2, company.stop - company.start), 0.0)] * missing
-    return parts
+    return tuple(parts)

@@ -29,6 +29,11 @@ class MovingAverage:
         return {f"{PREFIX}{name}": average for name, average in zip(self._names, self._averages, strict=True)}
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew with the weights as they are now."""
+        torch._foreach_copy_(self._averages, self._weights)
+
+    @torch.no_grad()
     def update(self, number: int, found_inf: Tensor | None = None) -> None:
         """Take the weights after update `number`, counted from 0, into account.
 

@@ -4,14 +4,15 @@ Nobody is left to train for when the agent is gone, so then the process ends at 
 """
 
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, assert_never
 
 from pydantic import ValidationError
 
-from headrace_server.trainers.reports import StopCommand, TrainerReport
+from headrace_server.trainers.reports import TRAINER_COMMAND, ProfileCommand, StopCommand, TrainerReport
 
 ABANDONED = 4
 """The exit code when the agent is gone."""
@@ -36,9 +37,33 @@ class ReportPipe:
                 self._abandon(f"reports cannot be written: {error.strerror}")
 
 
-def follow_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], object]) -> None:
+class Commands:
+    """What the agent wants; said in one thread and heeded in another."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.profiles: queue.SimpleQueue[int] = queue.SimpleQueue()
+        """How many steps to record, for each time that the agent asked."""
+
+    def obey(self, line: bytes) -> None:
+        """Take a line; one that is no command is ignored, with a word about it."""
+        try:
+            command = TRAINER_COMMAND.validate_json(line)
+        except ValidationError:
+            os.write(sys.stderr.fileno(), b"trainer: a command that it does not know is ignored\n")
+            return
+        match command:
+            case StopCommand():
+                self.stop.set()
+            case ProfileCommand(num_steps=num_steps):
+                self.profiles.put(num_steps)
+            case _:
+                assert_never(command)
+
+
+def follow_commands(descriptor: int, commands: Commands, abandon: Callable[[str], object]) -> None:
     """Read commands until the agent is gone, in a thread of its own that never keeps the process alive."""
-    threading.Thread(target=_read_commands, args=(descriptor, stop, abandon), name="commands", daemon=True).start()
+    threading.Thread(target=_read_commands, args=(descriptor, commands, abandon), name="commands", daemon=True).start()
 
 
 def end_at_once(why: str) -> NoReturn:
@@ -47,21 +72,12 @@ def end_at_once(why: str) -> NoReturn:
     os._exit(ABANDONED)
 
 
-def _read_commands(descriptor: int, stop: threading.Event, abandon: Callable[[str], object]) -> None:
+def _read_commands(descriptor: int, commands: Commands, abandon: Callable[[str], object]) -> None:
     # Not through a buffered reader: its lock would still be held by this thread when the process ends.
     rest = b""
     while read := os.read(descriptor, _MAX_COMMAND_BYTES):
         *lines, rest = (rest + read).split(b"\n")
         rest = rest[-_MAX_COMMAND_BYTES:]
         for line in lines:
-            _obey(line, stop)
+            commands.obey(line)
     abandon("the agent is gone")
-
-
-def _obey(line: bytes, stop: threading.Event) -> None:
-    try:
-        StopCommand.model_validate_json(line)
-    except ValidationError:
-        os.write(sys.stderr.fileno(), b"trainer: a command that it does not know is ignored\n")
-    else:
-        stop.set()

@@ -8,7 +8,6 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from headrace_server.errors import HeadraceError
 from headrace_server.trainers.job_file import JobFile
-from headrace_server.trainers.pipe import ReportPipe, end_at_once, follow_commands
+from headrace_server.trainers.pipe import Commands, ReportPipe, end_at_once, follow_commands
 from headrace_server.trainers.reports import Failed, Finished, Stopped
 
 FINISHED, UNREADABLE, FAILED = 0, 2, 3
@@ -36,11 +35,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{arguments[0]}: {error}\n")
         return UNREADABLE
     _share_processors()
-    stop = threading.Event()
+    commands = Commands()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    follow_commands(sys.stdin.fileno(), stop, end_at_once)
-    return _do(job, ReportPipe(job.report_descriptor, end_at_once), stop)
+        signal.signal(number, lambda *_: commands.stop.set())
+    follow_commands(sys.stdin.fileno(), commands, end_at_once)
+    return _do(job, ReportPipe(job.report_descriptor, end_at_once), commands)
 
 
 def _share_processors() -> None:
@@ -52,11 +51,11 @@ def _share_processors() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _do(job: JobFile, pipe: ReportPipe, stop: threading.Event) -> int:
+def _do(job: JobFile, pipe: ReportPipe, commands: Commands) -> int:
     try:
         from headrace_server.trainers.training import Training
 
-        is_finished = Training(job, pipe.write, stop).run()
+        is_finished = Training(job, pipe.write, commands.stop, commands.profiles).run()
     except Exception as error:  # noqa: BLE001 - the edge of the process: the agent must hear of whatever it is
         if not isinstance(error, HeadraceError):
             traceback.print_exc()

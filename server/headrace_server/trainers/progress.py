@@ -47,6 +47,8 @@ class Progress:
         self._rows = 0
         self._steps_here = self._steps_reported = 0
         self._noted_seconds: dict[str, float] = {}
+        self.row_seconds: float | None = None
+        """How long a row would take at the peak of the device; None where that is not known."""
         self.last_finite_loss: float | None = None
         """As it was read last; evidence for when it no longer is."""
         self._began_at = self._read_at = time.perf_counter()
@@ -126,6 +128,7 @@ class Progress:
                 metrics=self._read_measures(),
                 learning_rate=learning_rate,
                 samples_per_second=self._rows / seconds,
+                model_flops_utilization=None if self.row_seconds is None else self._rows / seconds * self.row_seconds,
                 step_seconds=self._step_seconds(),
                 remaining_seconds=self._remaining_seconds(step, now),
                 gradient_norm=gradient_norm,

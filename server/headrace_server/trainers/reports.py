@@ -124,6 +124,7 @@ TrainerReport = Annotated[
     | WarningRaised
     | CheckpointWritten
     | ExportWritten
+    | ProfileWritten
     | Failed
     | Stopped
     | Finished,

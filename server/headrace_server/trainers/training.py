@@ -7,6 +7,7 @@ the checkpoint says that all steps are done, so that a later process goes straig
 import contextlib
 import hashlib
 import importlib
+import queue
 import threading
 from collections.abc import Callable
 
@@ -17,13 +18,14 @@ from headrace_server import __version__
 from headrace_server.errors import HeadraceError, InvalidDataset, InvalidSpec, Violation
 from headrace_server.trainers.arithmetic import choose_device, choose_precision, use_algorithms, use_threads
 from headrace_server.trainers.catalogue import Families
-from headrace_server.trainers.checkpoint import read_checkpoint
+from headrace_server.trainers.checkpoint import read_checkpoint, read_weights
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
 from headrace_server.trainers.environment import describe_environment
 from headrace_server.trainers.failures import OutOfMemory
 from headrace_server.trainers.family import Family, Parameters
 from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.loop import Best, Loop, Outcome
+from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.randomness import Use, derive_seed
 from headrace_server.trainers.ranks import Place, World, joined
 from headrace_server.trainers.reports import ExportWritten, PhaseChanged, TrainerReport, WarningRaised
@@ -33,8 +35,15 @@ from headrace_server.trainers.task import BuildTask, Material, Task
 class Training:
     """One job in this process.  Raises HeadraceError or OSError for what the world did."""
 
-    def __init__(self, job: JobFile, report: Callable[[TrainerReport], None], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        job: JobFile,
+        report: Callable[[TrainerReport], None],
+        stop: threading.Event,
+        profiles: "queue.SimpleQueue[int] | None" = None,
+    ) -> None:
         self._job, self._stop = job, stop
+        self._profiles = profiles
         recipe = job.recipe
         self._place = Place.from_environment()
         self._report = report if self._place.rank == 0 else _only_warnings(report)
@@ -129,10 +138,18 @@ class Training:
             stop=self._stop,
             versions=self._environment,
             world=world,
+            profiling=self._profiling(),
         )
         if self._job.resume_from is not None:
             loop.restore(read_checkpoint(self._job.resume_from))
+        elif self._job.start_from is not None:
+            loop.begin_with(read_weights(self._job.start_from))
         return loop
+
+    def _profiling(self) -> Profiling | None:
+        if self._profiles is None or self._place.rank > 0:
+            return None
+        return Profiling(self._job.workspace / "profiles", self._profiles, self._report)
 
     def _export(self, task: Task, network: nn.Module, best: Best) -> bool:
         self._enter("exporting")

@@ -18,6 +18,7 @@ from headrace_server.trainers.reports import (
     Failed,
     Finished,
     ProfileCommand,
+    ProfileWritten,
     StopCommand,
     Stopped,
     WarningRaised,
@@ -189,6 +190,8 @@ class Watch:
                         await self._pass_on(passing)
                         passing = []
                         self._publish(report)
+                    case ProfileWritten():
+                        log.info("watch.profile_written", folder=report.folder)
                     case _:
                         passing.append(report)
             await self._pass_on(passing)
