@@ -68,6 +68,7 @@ def look(settings: Settings) -> list[Finding]:
         "door": lambda: _door(settings),
         "data folder": lambda: _data_folder(settings.data),
         "database": lambda: _database(settings),
+        "tls": lambda: _tls(settings),
         "port": lambda: _port("port", settings.server.host, settings.server.port, "server.port"),
         "metrics port": lambda: _port(
             "metrics port", settings.telemetry.metrics_host, settings.telemetry.metrics_port, "telemetry.metrics_port"
@@ -166,6 +167,21 @@ def _door(settings: Settings) -> Finding:
     if not _native.door_built:
         return Finding("door", Verdict.WARNING, f"{detail}; for the native one, install libgrpc++-dev and build again")
     return Finding("door", Verdict.OK, detail)
+
+
+def _tls(settings: Settings) -> Finding:
+    from headrace_server.rpc.tls import tls_of
+
+    try:
+        tls = tls_of(settings.server)
+    except CannotStart as error:
+        return Finding("tls", Verdict.BROKEN, str(error))
+    if tls is None:
+        return Finding("tls", Verdict.OK, "off: the port speaks plain text")
+    asked = (
+        f"callers show a certificate of {tls.client_ca}" if tls.client_ca is not None else "callers need no certificate"
+    )
+    return Finding("tls", Verdict.OK, f"{tls.certificate}; {asked}")
 
 
 def _data_folder(data: Path) -> Finding:

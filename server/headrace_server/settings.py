@@ -19,7 +19,9 @@ from headrace_server.errors import CannotStart
 MIB = 1 << 20
 GIB = 1 << 30
 
-CLIENT_VARIABLES = frozenset({"HEADRACE_SERVER"})
+CLIENT_VARIABLES = frozenset(
+    {"HEADRACE_SERVER", "HEADRACE_TLS", "HEADRACE_TLS_CA", "HEADRACE_TLS_CERTIFICATE", "HEADRACE_TLS_KEY"}
+)
 """What the command line of the client reads from the same environment; not a setting of the server."""
 
 _PREFIX = "HEADRACE_"
@@ -41,6 +43,13 @@ class ServerSettings(_Section):
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 lets the system choose one.")
     door: Literal["auto", "native", "grpc_aio"] = Field(
         "auto", description="Who holds the port: the native door (auto: where it was built), or grpc.aio alone."
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the server's certificate; read again when it changes.  None: no TLS."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its key.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file with the authority whose certificates callers must show.  None: they need none."
     )
     max_message_bytes: int = Field(
         64 * MIB, ge=2 * MIB, description="Largest message in either direction; files travel in pieces of 1 MiB."

@@ -20,7 +20,7 @@ NoCheckpointYet NoPermit NotFound Numerics OutOfRange Overloaded PhaseChanged Pl
 Provenance QueueFull RequestIdReused Retry ServerDraining ServerFault Sgd Staleness StateChanged StepCompleted
 StepDecaySchedule StorageFull StreamedPrediction TabularTrainer TimedOut Timing TooLarge TrainingCancelled
 TrainingEnded TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported Violation WarningRaised
-WrongState chain mean plugin training_spec vote
+WrongState chain mean plugin tls_credentials training_spec vote
 """
 NOT_OF_CALLS = {"UNSPECIFIED", "INTERNAL", "WORKER_FENCED", "TRAINER_FAILED", "WORKER_LOST"}
 

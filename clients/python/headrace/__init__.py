@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     # fmt: off
     # isort: off
     from headrace.blocking import BlockingClient as BlockingClient, BlockingRun as BlockingRun
+    from headrace.channel import tls_credentials as tls_credentials
     from headrace.client import Client as Client
     from headrace.datasets.v1.dataset_pb2 import Dataset as Dataset, DatasetVersion as DatasetVersion
     from headrace.ensembles import chain as chain, mean as mean, vote as vote
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "headrace.blocking": ("BlockingClient", "BlockingRun"),
+    "headrace.channel": ("tls_credentials",),
     "headrace.client": ("Client",),
     "headrace.datasets.v1.dataset_pb2": ("Dataset", "DatasetVersion"),
     "headrace.ensembles": ("chain", "mean", "vote"),

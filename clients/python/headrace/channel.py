@@ -5,6 +5,8 @@ Keys are those of gRPC's `channel_arg_names.h`; unknown ones would be ignored in
 
 import ipaddress
 import json
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +19,23 @@ _READS = {
     "headrace.datasets.v1.DatasetService": ("GetDataset", "ListDatasets", "ListDatasetVersions"),
     "grpc.health.v1.Health": ("Check",),
 }
+
+
+def tls_credentials(
+    ca: str | PathLike[str] | None = None,
+    certificate: str | PathLike[str] | None = None,
+    key: str | PathLike[str] | None = None,
+) -> grpc.ChannelCredentials:
+    """Credentials for a server that speaks TLS, from files in PEM.
+
+    `ca` holds the authorities that may have signed the server's certificate; None: those that gRPC brings along.
+    `certificate` and `key` are the caller's own, for servers that ask for them.  Raises OSError when a file cannot be
+    read, and ValueError when only one of the two is given.
+    """
+    if (certificate is None) != (key is None):
+        raise ValueError("a certificate needs its key, and a key its certificate")
+    roots, chain, private = (None if path is None else Path(path).read_bytes() for path in (ca, certificate, key))
+    return grpc.ssl_channel_credentials(root_certificates=roots, private_key=private, certificate_chain=chain)
 
 
 def open_channel(target: str, credentials: grpc.ChannelCredentials | None, max_message_bytes: int) -> grpc.aio.Channel:

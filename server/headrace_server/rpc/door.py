@@ -6,7 +6,7 @@ socket, and the door passes to it, byte for byte, whatever it does not answer it
 
 import asyncio
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import grpc
 
@@ -14,6 +14,7 @@ from headrace_server import _native
 from headrace_server.errors import CannotStart, Draining
 from headrace_server.rpc.server import address_of, bind, bind_socket, port_taken
 from headrace_server.rpc.status import status_of
+from headrace_server.rpc.tls import Staged, server_credentials, tls_of
 from headrace_server.settings import ServerSettings
 
 Kind = Literal["native", "grpc_aio"]
@@ -50,11 +51,20 @@ def bind_door(kind: Kind, server: grpc.aio.Server, settings: ServerSettings, soc
     """Bind the public port for a complete server that is neither bound nor started.
 
     `socket` is where the complete server listens when it is not the one that holds the port.  Raises CannotStart when
-    the port cannot be had.
+    the port cannot be had, or the files for TLS are of no use.
     """
+    tls = tls_of(settings)
     if kind == "grpc_aio":
-        return _CompleteDoor(server, bind(server, settings.host, settings.port))
-    return _NativeDoor(server, settings, bind_socket(server, socket))
+        credentials = server_credentials(tls) if tls is not None else None
+        return _CompleteDoor(server, bind(server, settings.host, settings.port, credentials))
+    address = bind_socket(server, socket)
+    staged = Staged(tls, socket.parent) if tls is not None else None
+    try:
+        return _NativeDoor(server, settings, staged, address)
+    except BaseException:
+        if staged is not None:
+            staged.remove()
+        raise
 
 
 class _CompleteDoor:
@@ -78,8 +88,11 @@ class _NativeDoor:
 
     kind: Kind = "native"
 
-    def __init__(self, server: grpc.aio.Server, settings: ServerSettings, complete_server: str) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, settings: ServerSettings, staged: Staged | None, complete_server: str
+    ) -> None:
         gone = status_of(Draining())
+        tls = staged.tls if staged is not None else None
         self._server = server
         self._native = _native.Door(
             address=address_of(settings.host, settings.port),
@@ -89,15 +102,22 @@ class _NativeDoor:
             gone_code=gone.code,
             gone_message=gone.message,
             gone_details=gone.SerializeToString(),
+            certificate=str(tls.certificate) if tls is not None else "",
+            key=str(tls.key) if tls is not None else "",
+            client_authority=str(tls.client_ca or "") if tls is not None else "",
         )
         if not self._native.bind():
             raise port_taken(settings.host, settings.port)
         self.port = self._native.port
+        self._staged = staged
+        self._following: asyncio.Task[NoReturn] | None = None
         self._ending: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         await self._server.start()
         self._native.open()
+        if self._staged is not None:
+            self._following = asyncio.ensure_future(self._staged.follow())
 
     async def close(self, grace_seconds: float) -> None:
         if self._ending is None:
@@ -107,3 +127,8 @@ class _NativeDoor:
         # Shielded: a thread cannot be called back, and whoever closes again waits for the same end.
         await asyncio.shield(self._ending)
         await self._server.stop(grace_seconds)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait((self._following,))
+        if self._staged is not None:
+            self._staged.remove()

@@ -104,10 +104,13 @@ def private_server(interceptor: Interceptor, worker: worker_service_pb2_grpc.Wor
     return server
 
 
-def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
     """Bind a TCP port and return it.  Raises CannotStart when it is taken or not to be had."""
+    address = address_of(host, port)
     try:
-        return server.add_insecure_port(address_of(host, port))
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
     except RuntimeError as error:
         raise port_taken(host, port) from error
 

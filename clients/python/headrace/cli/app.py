@@ -1,16 +1,18 @@
 """All commands, one group a file, under one program."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from headrace.channel import tls_credentials
 from headrace.cli.datasets import datasets
 from headrace.cli.jobs import add_job_commands
 from headrace.cli.models import models
 from headrace.cli.predict import predict
 from headrace.cli.server import status, trainers
-from headrace.cli.session import EXIT_CODES_TEXT
+from headrace.cli.session import EXIT_CODES_TEXT, dial_with, fail
 from headrace.cli.train import train
 
 
@@ -50,8 +52,26 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def _options(
+    tls: Annotated[
+        bool, typer.Option("--tls", envvar="HEADRACE_TLS", help="Speak TLS with the server; the files below imply it.")
+    ] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--tls-ca", envvar="HEADRACE_TLS_CA", help="PEM file: who signed the server's certificate."),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--tls-certificate", envvar="HEADRACE_TLS_CERTIFICATE", help="PEM file: your own certificate."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--tls-key", envvar="HEADRACE_TLS_KEY", help="PEM file: its key.")] = None,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Hold what stands before a command."""
+    try:
+        dial_with(tls_credentials(ca, certificate, key) if tls or ca or certificate or key else None)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
+    except ValueError as error:
+        fail(str(error))

@@ -15,9 +15,11 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from enum import IntEnum
 from typing import Annotated, Any, NoReturn
 
+import grpc
 import typer
 from rich.console import Console
 
@@ -85,6 +87,14 @@ def exit_code_of(error: HeadraceError) -> ExitCode:
     return next((code for kind, code in _BY_KIND if isinstance(error, kind)), ExitCode.FAULT)
 
 
+_credentials: ContextVar[grpc.ChannelCredentials | None] = ContextVar("credentials", default=None)
+
+
+def dial_with(credentials: grpc.ChannelCredentials | None) -> None:
+    """Say how servers are dialled from now on; None: in plain text."""
+    _credentials.set(credentials)
+
+
 def perform(server: str, as_json: bool, work: Callable[[Client], Awaitable[None]]) -> None:
     """Run `work` with a client, and end the program as its outcome asks: at most one sentence, never a traceback."""
     try:
@@ -114,7 +124,7 @@ def console() -> Console:
 
 
 async def _connected(server: str, work: Callable[[Client], Awaitable[None]]) -> None:
-    async with Client(server) as client:
+    async with Client(server, credentials=_credentials.get()) as client:
         await work(client)
 
 
