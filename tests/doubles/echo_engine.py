@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from headrace_server.errors import HeadraceError, ModelNotFound
+from headrace_server.errors import HeadraceError, ModelNotFound, Unsupported
+from headrace_server.inference.improving import PlanReport
 from headrace_server.inference.prediction import (
     LoadedModel,
     ModelStatus,
@@ -111,6 +112,18 @@ class EchoEngine:
     def statistics(self) -> dict[ModelName, Statistics]:
         """What the test has put there."""
         return self.counted
+
+    async def plan(self, name: ModelName) -> PlanReport:
+        """An echo has no plans."""
+        raise Unsupported(f"planning {name}")
+
+    async def measure(self, name: ModelName) -> PlanReport:
+        """Nor can they be measured."""
+        raise Unsupported(f"planning {name}")
+
+    async def calibrate(self, name: ModelName, inputs: Tensors) -> int:
+        """Nor judged."""
+        raise Unsupported(f"calibrating {name}")
 
     def look(self, version: ModelVersion) -> ModelStatus:
         """Ready, unless a failure was set."""

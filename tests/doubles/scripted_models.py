@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -9,6 +10,7 @@ import grpc
 from headrace.models.v1 import model_pb2 as goods
 from headrace.models.v1 import model_service_pb2 as pb
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceServicer
+from headrace.models.v1.plan_pb2 import Bucket, Decision, Plan
 from headrace.models.v1.serving_options_pb2 import ServingOptions
 from headrace.type.v1.tensor_pb2 import DataType, TensorSpec
 from tests.doubles.refusal import Refusal
@@ -21,6 +23,8 @@ class ScriptedModels(ModelServiceServicer):
         self.files: dict[str, list[bytes]] = {}
         self.aliases: dict[str, dict[str, str]] = {}
         self.serving: dict[str, ServingOptions] = {}
+        self.measured: list[str] = []
+        self.calibrations: list[pb.SetCalibrationRequest] = []
         self.uploads: dict[str, goods.ModelVersion] = {}
         """By request id."""
         self.headers: list[pb.UploadModelVersionHeader] = []
@@ -97,6 +101,20 @@ class ScriptedModels(ModelServiceServicer):
         model, number = await self._find(request.name, context)
         return pb.UnloadModelVersionResponse(model_version=f"{model}/versions/{number}")
 
+    async def GetPlan(self, request: pb.GetPlanRequest, context: Any) -> pb.GetPlanResponse:
+        model, number = await self._find(request.name, context)
+        return pb.GetPlanResponse(plan=self._plan(f"{model}/versions/{number}"))
+
+    async def MeasurePlan(self, request: pb.MeasurePlanRequest, context: Any) -> pb.MeasurePlanResponse:
+        self.measured.append(request.name)
+        model, number = await self._find(request.name, context)
+        return pb.MeasurePlanResponse(plan=self._plan(f"{model}/versions/{number}"))
+
+    async def SetCalibration(self, request: pb.SetCalibrationRequest, context: Any) -> pb.SetCalibrationResponse:
+        await self._find(request.name, context)
+        self.calibrations.append(request)
+        return pb.SetCalibrationResponse(num_rows=next(iter(request.inputs.values())).shape[0])
+
     async def DownloadArtifact(
         self, request: pb.DownloadArtifactRequest, context: Any
     ) -> AsyncIterator[pb.DownloadArtifactResponse]:
@@ -106,6 +124,25 @@ class ScriptedModels(ModelServiceServicer):
         content = self.damage + content[len(self.damage) :]
         for start in range(0, len(content), 1000):
             yield pb.DownloadArtifactResponse(chunk=content[start : start + 1000])
+
+    def _plan(self, version: str) -> Plan:
+        plan = Plan(
+            model_version=version, state=Plan.STATE_CHOSEN, running=["onnxruntime-int8-dynamic"], num_rows=8,
+            row_source=Plan.ROW_SOURCE_TRAINING, reference="trained network",
+        )  # fmt: skip
+        plan.decision.CopyFrom(
+            Decision(buckets=[Bucket(max_rows=8, trial="onnxruntime-int8-dynamic")], max_batch_rows=8)
+        )
+        plan.decision.why = "the fastest within the tolerances of 2 that were tried"
+        for name, seconds, refusal in (
+            ("onnxruntime-fp32", 0.008, ""),
+            ("onnxruntime-int8-dynamic", 0.004, ""),
+            ("torch-fp16", 0.001, "3 elements overflow to NaN or infinity in 8 rows"),
+        ):
+            trial = plan.trials.add(name=name, refusal=refusal)
+            trial.differences.add(rows=8, max_relative=0.01, min_cosine=0.9999)
+            trial.speeds.add(rows=8, threads=1).duration.FromTimedelta(timedelta(seconds=seconds))
+        return plan
 
     async def _find(self, name: str, context: Any) -> tuple[str, int]:
         model, _, number = name.partition("/versions/")

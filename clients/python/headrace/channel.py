@@ -15,7 +15,7 @@ MIB = 1 << 20
 _READS = {
     "headrace.training.v1.TrainingService": ("GetTrainingJob", "ListTrainingJobs", "ListTrainers"),
     "headrace.inference.v1.InferenceService": ("GetModelStatus",),
-    "headrace.models.v1.ModelService": ("GetModel", "ListModels", "GetModelVersion", "ListModelVersions"),
+    "headrace.models.v1.ModelService": ("GetModel", "ListModels", "GetModelVersion", "ListModelVersions", "GetPlan"),
     "headrace.datasets.v1.DatasetService": ("GetDataset", "ListDatasets", "ListDatasetVersions"),
     "grpc.health.v1.Health": ("Check",),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from google.protobuf.field_mask_pb2 import FieldMask
+from numpy.typing import ArrayLike
 
 from headrace.errors import DigestMismatch, Evidence, ServerFault
 from headrace.models.v1.ensemble_pb2 import Ensemble
@@ -22,19 +23,24 @@ from headrace.models.v1.model_service_pb2 import (
     DownloadArtifactRequest,
     GetModelRequest,
     GetModelVersionRequest,
+    GetPlanRequest,
     ListModelsRequest,
     ListModelVersionsRequest,
     LoadModelVersionRequest,
     LoadModelVersionResponse,
+    MeasurePlanRequest,
     RegisterEnsembleRequest,
+    SetCalibrationRequest,
     UnloadModelVersionRequest,
     UpdateModelRequest,
     UploadModelVersionHeader,
     UploadModelVersionRequest,
     UploadModelVersionResponse,
 )
+from headrace.models.v1.plan_pb2 import Plan
 from headrace.names import model_name
 from headrace.pages import Page, collect
+from headrace.tensors import to_tensor
 from headrace.type.v1.tensor_pb2 import Precision
 from headrace.uploads import open_content
 from headrace.wire import Wire
@@ -44,6 +50,7 @@ PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 ModelFormatName: TypeAlias = Literal["onnx", "torch_export"]
 
 LOAD_SECONDS = 300.0
+MEASURE_SECONDS = 900.0
 _FORMAT_BY_ENDING: dict[str, ModelFormatName] = {".onnx": "onnx", ".pt2": "torch_export"}
 
 
@@ -148,6 +155,23 @@ class ModelCalls:
             request_id=request_id or uuid.uuid4().hex, model=model_name(model), ensemble=ensemble
         )
         return (await self._wire.call_safely(self._wire.models.RegisterEnsemble, request)).model_version
+
+    async def get_plan(self, model: str) -> Plan:
+        """How a version is run on the server, what else was tried, and why this was chosen."""
+        request = GetPlanRequest(name=model_name(model))
+        return (await self._wire.call_once(self._wire.models.GetPlan, request)).plan
+
+    async def measure_plan(self, model: str, *, timeout: float = MEASURE_SECONDS) -> Plan:
+        """Measure the ways to run a version anew; returns when it runs the best.  Takes minutes."""
+        request = MeasurePlanRequest(name=model_name(model))
+        return (await self._wire.call_safely(self._wire.models.MeasurePlan, request, timeout)).plan
+
+    async def set_calibration(self, model: str, inputs: Mapping[str, ArrayLike]) -> int:
+        """Judge the plans of a version by these rows from now on; returns how many the server keeps."""
+        request = SetCalibrationRequest(name=model_name(model))
+        for name, value in inputs.items():
+            request.inputs[name].CopyFrom(to_tensor(value))
+        return (await self._wire.call_safely(self._wire.models.SetCalibration, request)).num_rows
 
     async def upload_model(
         self,

@@ -28,7 +28,7 @@ from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.inference.batch import Answer, BatchLimits
 from headrace_server.inference.check import check
 from headrace_server.inference.errands import Errands
-from headrace_server.inference.improving import Improving
+from headrace_server.inference.improving import Improving, PlanReport
 from headrace_server.inference.live.jobs import Jobs
 from headrace_server.inference.live.snapshots import Snapshots
 from headrace_server.inference.live.template_maker import TemplateMaker
@@ -192,6 +192,29 @@ class Engine:
             raise Unsupported(f"unloading {version.name}", "it is an ensemble: unload its members")
         await self._residency.unload(version)
         return version
+
+    async def plan(self, name: ModelName) -> PlanReport:
+        """How the version that a name means is run, and why.  Raises ModelNotFound, Unsupported."""
+        version, improving = await self._plannable(name)
+        return await improving.report(version)
+
+    async def measure(self, name: ModelName) -> PlanReport:
+        """Measure a version anew, and let it follow if it is loaded.  Takes minutes.
+
+        Raises ModelNotFound, Unsupported, ModelFailed when it cannot be measured.
+        """
+        version, improving = await self._plannable(name)
+        return await improving.measure_again(version)
+
+    async def calibrate(self, name: ModelName, inputs: Tensors) -> int:
+        """Set the rows that plans of a version are judged with; returns how many are kept.
+
+        Raises ModelNotFound, Unsupported, InvalidTensor, StorageFull.
+        """
+        version, improving = await self._plannable(name)
+        inputs = version.signature.encode_text(inputs)
+        await check(version, inputs, ())
+        return await improving.calibrate(version, inputs)
 
     async def status(self, name: ModelName) -> ModelStatus:
         """How the version that a name means is.  Raises ModelNotFound."""
@@ -361,6 +384,12 @@ class Engine:
         if self._is_draining:
             resident.batcher.drain()
         return resident
+
+    async def _plannable(self, name: ModelName) -> tuple[ModelVersion, Improving]:
+        version = await self._find(name)
+        if self.improving is None or version.ensemble is not None or isinstance(version, Snapshot):
+            raise Unsupported(f"planning {name}", "only registered versions of single models have plans")
+        return version, self.improving
 
     def _has_loaded(self, version: ModelVersion, is_chosen: bool) -> None:
         if self.improving is not None and not is_chosen and not isinstance(version, Snapshot):

@@ -24,6 +24,7 @@ from headrace_server.models.registry import Registry
 from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import ModelVersion
 from headrace_server.precision import Precision, PrecisionPolicy
+from headrace_server.tensors import Tensors
 
 MOST_PROBLEMS = 1024
 log = structlog.get_logger()
@@ -130,6 +131,13 @@ class Improving:
             self._under_way.add(key)
             await self._errands.start(self._improve(version, key))
         return await self.report(version)
+
+    async def calibrate(self, version: ModelVersion, inputs: Tensors) -> int:
+        """Judge a version by these rows from now on; returns how many are kept.  Raises Unsupported, StorageFull."""
+        kept = await self.planner.calibrate(version, inputs)
+        if self._slots.resident(version.key) is not None:
+            self.follow(version)
+        return kept
 
     async def report(self, version: ModelVersion) -> PlanReport:
         """What is known of the plans of a version."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from headrace_server.datasets.dataset import Dataset, DatasetFormat, DatasetVersion
+from headrace_server.inference.improving import PlanReport
 from headrace_server.inference.prediction import LoadedModel, ModelStatus, Prediction
 from headrace_server.inference.tally import Statistics
 from headrace_server.models.ensemble import Ensemble
@@ -134,6 +135,18 @@ class EnginePort(Protocol):
 
     async def status(self, name: ModelName) -> ModelStatus:
         """How the version that a name means is."""
+        ...
+
+    async def plan(self, name: ModelName) -> PlanReport:
+        """How the version that a name means is run, and why."""
+        ...
+
+    async def measure(self, name: ModelName) -> PlanReport:
+        """Measure a version anew."""
+        ...
+
+    async def calibrate(self, name: ModelName, inputs: Tensors) -> int:
+        """Set the rows that its plans are judged with; returns how many are kept."""
         ...
 
     def look(self, version: ModelVersion) -> ModelStatus:

@@ -310,6 +310,11 @@ def test_models_go_up_get_names_and_come_down(headrace: Headrace, tmp_path: Path
     assert "accuracy 0.97" in headrace("models", "show", "digits").stdout
     updated = headrace("models", "update", "digits", "--precision", "auto", "--min-cosine", 0.9995, "--pin").stdout
     assert ("auto" in updated, "cosine 0.9995" in updated, "yes" in updated) == (True, True, True)
+    np.savez(tmp_path / "rows.npz", x=np.zeros((5, 3), np.float32))
+    planned = headrace("models", "plan", "digits", "--measure", "--calibrate", tmp_path / "rows.npz").stdout
+    assert "the fastest within the tolerances" in planned
+    assert ("2,000" in planned, "chosen" in planned, "3 elements overflow" in planned) == (True, True, True)
+    assert parsed(headrace("models", "plan", "digits", "--json"))["state"] == "STATE_CHOSEN"
     assert "answers, on onnxruntime" in headrace("models", "load", "digits").stdout
     assert "is unloaded" in headrace("models", "unload", "digits").stdout
     assert "no aliases" in headrace("models", "alias", "delete", "digits", "champion").stdout

@@ -6,6 +6,7 @@ from typing import Annotated, cast
 import typer
 
 from headrace.cli.ensembles import ensemble
+from headrace.cli.plans import plan
 from headrace.cli.printing import age, print_fields, print_json, print_table
 from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, fail, perform
 from headrace.cli.story import describe_bytes
@@ -19,6 +20,7 @@ from headrace.type.v1.tensor_pb2 import Precision, TensorSpec
 models = typer.Typer(name="models", help="List, load, name and move models.", no_args_is_help=True)
 alias = typer.Typer(name="alias", help="Names that point to versions.", no_args_is_help=True)
 models.add_typer(alias)
+models.command()(plan)
 models.command()(ensemble)
 
 Name = Annotated[str, typer.Argument(help="The model: digits.", show_default=False)]

@@ -19,7 +19,7 @@ import structlog
 from pydantic import ValidationError
 
 from headrace_server.devices import Devices
-from headrace_server.errors import HeadraceError, InvalidModel, ModelFailed
+from headrace_server.errors import HeadraceError, InvalidModel, ModelFailed, Unsupported
 from headrace_server.inference.plans.candidates import Means, candidates
 from headrace_server.inference.plans.choice import Decision, decide, is_needed
 from headrace_server.inference.plans.environment import describe_environment, digest_of, find_means
@@ -29,7 +29,14 @@ from headrace_server.inference.plans.measuring_run import MEASURE_COMMAND, Measu
 from headrace_server.inference.plans.opening import PlanFiles
 from headrace_server.inference.plans.plan import Plan
 from headrace_server.inference.programs import Program, Programs
-from headrace_server.models.calibration import draw_rows, read_rows
+from headrace_server.models.calibration import (
+    CalibrationRows,
+    bounded,
+    can_be_stored,
+    draw_rows,
+    read_rows,
+    write_rows,
+)
 from headrace_server.models.plan_records import PlanRecords
 from headrace_server.models.version import ArtifactFormat, ModelVersion
 from headrace_server.precision import Precision, PrecisionPolicy
@@ -146,6 +153,23 @@ class Planner:
     async def forget(self, version: ModelVersion) -> None:
         """Have a version measured anew when it is next planned."""
         await self._records.forget(version)
+
+    async def calibrate(self, version: ModelVersion, inputs: Tensors) -> int:
+        """Keep rows that fit the signature, and forget what was measured with others; returns how many are kept.
+
+        Raises Unsupported for inputs that cannot be stored, StorageFull.
+        """
+        if not can_be_stored(version.signature):
+            raise Unsupported(f"calibrating {version.name}", "rows of text, BF16 and FP8 cannot be stored")
+        rows = bounded(CalibrationRows(inputs), version.signature)
+        path = self._scratch / f"{secrets.token_hex(16)}.safetensors"
+        try:
+            await asyncio.to_thread(_write, rows, path)
+            await self._store.put_file(self.calibration_key(version), path)
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        await self._records.forget(version)
+        return rows.num_rows
 
     async def release(self, planned: Planned) -> None:
         """Remove the local copies of what nothing runs from any more."""
@@ -296,3 +320,8 @@ class Planner:
             log.warning("plans.calibration_lost", model=str(version.name), problem=str(error))
             return None, Source.DRAWN
         return (path, Source.TRAINING) if blob.digest == artifact.digest else (None, Source.DRAWN)
+
+
+def _write(rows: CalibrationRows, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(rows, path)

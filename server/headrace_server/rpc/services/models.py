@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from headrace.models.v1 import model_service_pb2 as pb
 from headrace.models.v1 import model_service_pb2_grpc as pb_grpc
-from headrace_server.errors import InvalidSpec, Violation
+from headrace_server.errors import InvalidSpec, InvalidTensor, Violation
 from headrace_server.names import ModelName, parse_predictable
 from headrace_server.pages import PageRequest
 from headrace_server.rpc.closing import closed_after
@@ -21,7 +21,9 @@ from headrace_server.rpc.wire.models import (
     version_of,
     version_to_proto,
 )
+from headrace_server.rpc.wire.plans import plan_to_proto
 from headrace_server.rpc.wire.serving import serving_change
+from headrace_server.rpc.wire.tensors import tensors_from_proto
 
 LONGEST_REQUEST_ID = 128
 
@@ -118,6 +120,22 @@ class ModelService(pb_grpc.ModelServiceServicer):
         """Unload a version when its calls are finished."""
         version = await self._engine.unload(parse_predictable(request.name))
         return pb.UnloadModelVersionResponse(model_version=str(version.name))
+
+    async def GetPlan(self, request: pb.GetPlanRequest, context: Context) -> pb.GetPlanResponse:
+        """Say how a version is run, and why."""
+        return pb.GetPlanResponse(plan=plan_to_proto(await self._engine.plan(ModelName.parse(request.name))))
+
+    async def MeasurePlan(self, request: pb.MeasurePlanRequest, context: Context) -> pb.MeasurePlanResponse:
+        """Measure a version anew."""
+        return pb.MeasurePlanResponse(plan=plan_to_proto(await self._engine.measure(ModelName.parse(request.name))))
+
+    async def SetCalibration(self, request: pb.SetCalibrationRequest, context: Context) -> pb.SetCalibrationResponse:
+        """Set the rows that plans are judged with."""
+        name = ModelName.parse(request.name)
+        inputs, misfits = tensors_from_proto(request.inputs)
+        if misfits:
+            raise InvalidTensor(misfits, request.name)
+        return pb.SetCalibrationResponse(num_rows=await self._engine.calibrate(name, inputs))
 
     async def DownloadArtifact(
         self, request: pb.DownloadArtifactRequest, context: Context

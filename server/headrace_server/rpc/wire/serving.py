@@ -16,14 +16,22 @@ _FROM_PROTO = {number: precision for precision, number in _TO_PROTO.items()}
 _WHOLE = "serving"
 
 
+def precision_to_proto(precision: Precision | None) -> tensor_pb2.Precision.ValueType:
+    """A number format; None is unspecified."""
+    return _TO_PROTO[precision] if precision is not None else tensor_pb2.PRECISION_UNSPECIFIED
+
+
+def policy_to_proto(policy: PrecisionPolicy) -> pb.PrecisionPolicy:
+    """A policy with all its tolerances."""
+    return pb.PrecisionPolicy(
+        precision=precision_to_proto(policy.precision), tolerances=pb.Tolerances(**policy.tolerances.model_dump())
+    )
+
+
 def serving_to_proto(serving: ServingOptions) -> pb.ServingOptions:
     """All options, with the defaults that stand for what was never set."""
-    policy = serving.precision
     return pb.ServingOptions(
-        precision=pb.PrecisionPolicy(
-            precision=_TO_PROTO[policy.precision] if policy.precision is not None else tensor_pb2.PRECISION_UNSPECIFIED,
-            tolerances=pb.Tolerances(**policy.tolerances.model_dump()),
-        ),
+        precision=policy_to_proto(serving.precision),
         is_pinned=serving.is_pinned,
     )
 

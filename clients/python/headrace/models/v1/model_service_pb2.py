@@ -25,65 +25,83 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from headrace.models.v1 import ensemble_pb2 as headrace_dot_models_dot_v1_dot_ensemble__pb2
 from headrace.models.v1 import model_pb2 as headrace_dot_models_dot_v1_dot_model__pb2
+from headrace.models.v1 import plan_pb2 as headrace_dot_models_dot_v1_dot_plan__pb2
+from headrace.type.v1 import tensor_pb2 as headrace_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&headrace/models/v1/model_service.proto\x12\x12headrace.models.v1\x1a google/protobuf/field_mask.proto\x1a!headrace/models/v1/ensemble.proto\x1a\x1eheadrace/models/v1/model.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x12UpdateModelRequest\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"?\n\x13UpdateModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x17GetModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"P\n\x18ListModelVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"n\n\x19ListModelVersionsResponse\x12\x38\n\x0emodel_versions\x18\x01 \x03(\x0b\x32 .headrace.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x19UploadModelVersionRequest\x12>\n\x06header\x18\x01 \x01(\x0b\x32,.headrace.models.v1.UploadModelVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x82\x01\n\x18UploadModelVersionHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.headrace.models.v1.Artifact.Format\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"U\n\x1aUploadModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"l\n\x17RegisterEnsembleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\x08\x65nsemble\x18\x03 \x01(\x0b\x32\x1c.headrace.models.v1.Ensemble\"S\n\x18RegisterEnsembleResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"I\n\x12\x41ssignAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"?\n\x13\x41ssignAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"2\n\x12\x44\x65leteAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"?\n\x13\x44\x65leteAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"8\n\x17LoadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"B\n\x18LoadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\")\n\x19UnloadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x1aUnloadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"5\n\x17\x44ownloadArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"e\n\x18\x44ownloadArtifactResponse\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.headrace.models.v1.ArtifactH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part2\xfb\t\n\x0cModelService\x12U\n\x08GetModel\x12#.headrace.models.v1.GetModelRequest\x1a$.headrace.models.v1.GetModelResponse\x12[\n\nListModels\x12%.headrace.models.v1.ListModelsRequest\x1a&.headrace.models.v1.ListModelsResponse\x12^\n\x0bUpdateModel\x12&.headrace.models.v1.UpdateModelRequest\x1a\'.headrace.models.v1.UpdateModelResponse\x12j\n\x0fGetModelVersion\x12*.headrace.models.v1.GetModelVersionRequest\x1a+.headrace.models.v1.GetModelVersionResponse\x12p\n\x11ListModelVersions\x12,.headrace.models.v1.ListModelVersionsRequest\x1a-.headrace.models.v1.ListModelVersionsResponse\x12u\n\x12UploadModelVersion\x12-.headrace.models.v1.UploadModelVersionRequest\x1a..headrace.models.v1.UploadModelVersionResponse(\x01\x12m\n\x10RegisterEnsemble\x12+.headrace.models.v1.RegisterEnsembleRequest\x1a,.headrace.models.v1.RegisterEnsembleResponse\x12^\n\x0b\x41ssignAlias\x12&.headrace.models.v1.AssignAliasRequest\x1a\'.headrace.models.v1.AssignAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.headrace.models.v1.DeleteAliasRequest\x1a\'.headrace.models.v1.DeleteAliasResponse\x12m\n\x10LoadModelVersion\x12+.headrace.models.v1.LoadModelVersionRequest\x1a,.headrace.models.v1.LoadModelVersionResponse\x12s\n\x12UnloadModelVersion\x12-.headrace.models.v1.UnloadModelVersionRequest\x1a..headrace.models.v1.UnloadModelVersionResponse\x12o\n\x10\x44ownloadArtifact\x12+.headrace.models.v1.DownloadArtifactRequest\x1a,.headrace.models.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&headrace/models/v1/model_service.proto\x12\x12headrace.models.v1\x1a google/protobuf/field_mask.proto\x1a!headrace/models/v1/ensemble.proto\x1a\x1eheadrace/models/v1/model.proto\x1a\x1dheadrace/models/v1/plan.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.headrace.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"o\n\x12UpdateModelRequest\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"?\n\x13UpdateModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x17GetModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"P\n\x18ListModelVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"n\n\x19ListModelVersionsResponse\x12\x38\n\x0emodel_versions\x18\x01 \x03(\x0b\x32 .headrace.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x19UploadModelVersionRequest\x12>\n\x06header\x18\x01 \x01(\x0b\x32,.headrace.models.v1.UploadModelVersionHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x82\x01\n\x18UploadModelVersionHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\x06\x66ormat\x18\x03 \x01(\x0e\x32#.headrace.models.v1.Artifact.Format\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"U\n\x1aUploadModelVersionResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"l\n\x17RegisterEnsembleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\x08\x65nsemble\x18\x03 \x01(\x0b\x32\x1c.headrace.models.v1.Ensemble\"S\n\x18RegisterEnsembleResponse\x12\x37\n\rmodel_version\x18\x01 \x01(\x0b\x32 .headrace.models.v1.ModelVersion\"I\n\x12\x41ssignAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"?\n\x13\x41ssignAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"2\n\x12\x44\x65leteAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"?\n\x13\x44\x65leteAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.headrace.models.v1.Model\"8\n\x17LoadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"B\n\x18LoadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\")\n\x19UnloadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x1aUnloadModelVersionResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\x1e\n\x0eGetPlanRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x0fGetPlanResponse\x12&\n\x04plan\x18\x01 \x01(\x0b\x32\x18.headrace.models.v1.Plan\"\"\n\x12MeasurePlanRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13MeasurePlanResponse\x12&\n\x04plan\x18\x01 \x01(\x0b\x32\x18.headrace.models.v1.Plan\"\xb5\x01\n\x15SetCalibrationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x45\n\x06inputs\x18\x02 \x03(\x0b\x32\x35.headrace.models.v1.SetCalibrationRequest.InputsEntry\x1aG\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.headrace.type.v1.Tensor:\x02\x38\x01\"*\n\x16SetCalibrationResponse\x12\x10\n\x08num_rows\x18\x01 \x01(\x03\"5\n\x17\x44ownloadArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"e\n\x18\x44ownloadArtifactResponse\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1c.headrace.models.v1.ArtifactH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part2\x98\x0c\n\x0cModelService\x12U\n\x08GetModel\x12#.headrace.models.v1.GetModelRequest\x1a$.headrace.models.v1.GetModelResponse\x12[\n\nListModels\x12%.headrace.models.v1.ListModelsRequest\x1a&.headrace.models.v1.ListModelsResponse\x12^\n\x0bUpdateModel\x12&.headrace.models.v1.UpdateModelRequest\x1a\'.headrace.models.v1.UpdateModelResponse\x12j\n\x0fGetModelVersion\x12*.headrace.models.v1.GetModelVersionRequest\x1a+.headrace.models.v1.GetModelVersionResponse\x12p\n\x11ListModelVersions\x12,.headrace.models.v1.ListModelVersionsRequest\x1a-.headrace.models.v1.ListModelVersionsResponse\x12u\n\x12UploadModelVersion\x12-.headrace.models.v1.UploadModelVersionRequest\x1a..headrace.models.v1.UploadModelVersionResponse(\x01\x12m\n\x10RegisterEnsemble\x12+.headrace.models.v1.RegisterEnsembleRequest\x1a,.headrace.models.v1.RegisterEnsembleResponse\x12^\n\x0b\x41ssignAlias\x12&.headrace.models.v1.AssignAliasRequest\x1a\'.headrace.models.v1.AssignAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.headrace.models.v1.DeleteAliasRequest\x1a\'.headrace.models.v1.DeleteAliasResponse\x12m\n\x10LoadModelVersion\x12+.headrace.models.v1.LoadModelVersionRequest\x1a,.headrace.models.v1.LoadModelVersionResponse\x12s\n\x12UnloadModelVersion\x12-.headrace.models.v1.UnloadModelVersionRequest\x1a..headrace.models.v1.UnloadModelVersionResponse\x12R\n\x07GetPlan\x12\".headrace.models.v1.GetPlanRequest\x1a#.headrace.models.v1.GetPlanResponse\x12^\n\x0bMeasurePlan\x12&.headrace.models.v1.MeasurePlanRequest\x1a\'.headrace.models.v1.MeasurePlanResponse\x12g\n\x0eSetCalibration\x12).headrace.models.v1.SetCalibrationRequest\x1a*.headrace.models.v1.SetCalibrationResponse\x12o\n\x10\x44ownloadArtifact\x12+.headrace.models.v1.DownloadArtifactRequest\x1a,.headrace.models.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.models.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETMODELREQUEST']._serialized_start=163
-  _globals['_GETMODELREQUEST']._serialized_end=194
-  _globals['_GETMODELRESPONSE']._serialized_start=196
-  _globals['_GETMODELRESPONSE']._serialized_end=256
-  _globals['_LISTMODELSREQUEST']._serialized_start=258
-  _globals['_LISTMODELSREQUEST']._serialized_end=316
-  _globals['_LISTMODELSRESPONSE']._serialized_start=318
-  _globals['_LISTMODELSRESPONSE']._serialized_end=406
-  _globals['_UPDATEMODELREQUEST']._serialized_start=408
-  _globals['_UPDATEMODELREQUEST']._serialized_end=519
-  _globals['_UPDATEMODELRESPONSE']._serialized_start=521
-  _globals['_UPDATEMODELRESPONSE']._serialized_end=584
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=586
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=624
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=626
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=708
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=710
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=790
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=792
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=902
-  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_start=904
-  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_end=1020
-  _globals['_UPLOADMODELVERSIONHEADER']._serialized_start=1023
-  _globals['_UPLOADMODELVERSIONHEADER']._serialized_end=1153
-  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_start=1155
-  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_end=1240
-  _globals['_REGISTERENSEMBLEREQUEST']._serialized_start=1242
-  _globals['_REGISTERENSEMBLEREQUEST']._serialized_end=1350
-  _globals['_REGISTERENSEMBLERESPONSE']._serialized_start=1352
-  _globals['_REGISTERENSEMBLERESPONSE']._serialized_end=1435
-  _globals['_ASSIGNALIASREQUEST']._serialized_start=1437
-  _globals['_ASSIGNALIASREQUEST']._serialized_end=1510
-  _globals['_ASSIGNALIASRESPONSE']._serialized_start=1512
-  _globals['_ASSIGNALIASRESPONSE']._serialized_end=1575
-  _globals['_DELETEALIASREQUEST']._serialized_start=1577
-  _globals['_DELETEALIASREQUEST']._serialized_end=1627
-  _globals['_DELETEALIASRESPONSE']._serialized_start=1629
-  _globals['_DELETEALIASRESPONSE']._serialized_end=1692
-  _globals['_LOADMODELVERSIONREQUEST']._serialized_start=1694
-  _globals['_LOADMODELVERSIONREQUEST']._serialized_end=1750
-  _globals['_LOADMODELVERSIONRESPONSE']._serialized_start=1752
-  _globals['_LOADMODELVERSIONRESPONSE']._serialized_end=1818
-  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_start=1820
-  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_end=1861
-  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_start=1863
-  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_end=1914
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1916
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1969
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1971
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=2072
-  _globals['_MODELSERVICE']._serialized_start=2075
-  _globals['_MODELSERVICE']._serialized_end=3350
+  _globals['_SETCALIBRATIONREQUEST_INPUTSENTRY']._loaded_options = None
+  _globals['_SETCALIBRATIONREQUEST_INPUTSENTRY']._serialized_options = b'8\001'
+  _globals['_GETMODELREQUEST']._serialized_start=225
+  _globals['_GETMODELREQUEST']._serialized_end=256
+  _globals['_GETMODELRESPONSE']._serialized_start=258
+  _globals['_GETMODELRESPONSE']._serialized_end=318
+  _globals['_LISTMODELSREQUEST']._serialized_start=320
+  _globals['_LISTMODELSREQUEST']._serialized_end=378
+  _globals['_LISTMODELSRESPONSE']._serialized_start=380
+  _globals['_LISTMODELSRESPONSE']._serialized_end=468
+  _globals['_UPDATEMODELREQUEST']._serialized_start=470
+  _globals['_UPDATEMODELREQUEST']._serialized_end=581
+  _globals['_UPDATEMODELRESPONSE']._serialized_start=583
+  _globals['_UPDATEMODELRESPONSE']._serialized_end=646
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=648
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=686
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=688
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=770
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=772
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=852
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=854
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=964
+  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_start=966
+  _globals['_UPLOADMODELVERSIONREQUEST']._serialized_end=1082
+  _globals['_UPLOADMODELVERSIONHEADER']._serialized_start=1085
+  _globals['_UPLOADMODELVERSIONHEADER']._serialized_end=1215
+  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_start=1217
+  _globals['_UPLOADMODELVERSIONRESPONSE']._serialized_end=1302
+  _globals['_REGISTERENSEMBLEREQUEST']._serialized_start=1304
+  _globals['_REGISTERENSEMBLEREQUEST']._serialized_end=1412
+  _globals['_REGISTERENSEMBLERESPONSE']._serialized_start=1414
+  _globals['_REGISTERENSEMBLERESPONSE']._serialized_end=1497
+  _globals['_ASSIGNALIASREQUEST']._serialized_start=1499
+  _globals['_ASSIGNALIASREQUEST']._serialized_end=1572
+  _globals['_ASSIGNALIASRESPONSE']._serialized_start=1574
+  _globals['_ASSIGNALIASRESPONSE']._serialized_end=1637
+  _globals['_DELETEALIASREQUEST']._serialized_start=1639
+  _globals['_DELETEALIASREQUEST']._serialized_end=1689
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1691
+  _globals['_DELETEALIASRESPONSE']._serialized_end=1754
+  _globals['_LOADMODELVERSIONREQUEST']._serialized_start=1756
+  _globals['_LOADMODELVERSIONREQUEST']._serialized_end=1812
+  _globals['_LOADMODELVERSIONRESPONSE']._serialized_start=1814
+  _globals['_LOADMODELVERSIONRESPONSE']._serialized_end=1880
+  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_start=1882
+  _globals['_UNLOADMODELVERSIONREQUEST']._serialized_end=1923
+  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_start=1925
+  _globals['_UNLOADMODELVERSIONRESPONSE']._serialized_end=1976
+  _globals['_GETPLANREQUEST']._serialized_start=1978
+  _globals['_GETPLANREQUEST']._serialized_end=2008
+  _globals['_GETPLANRESPONSE']._serialized_start=2010
+  _globals['_GETPLANRESPONSE']._serialized_end=2067
+  _globals['_MEASUREPLANREQUEST']._serialized_start=2069
+  _globals['_MEASUREPLANREQUEST']._serialized_end=2103
+  _globals['_MEASUREPLANRESPONSE']._serialized_start=2105
+  _globals['_MEASUREPLANRESPONSE']._serialized_end=2166
+  _globals['_SETCALIBRATIONREQUEST']._serialized_start=2169
+  _globals['_SETCALIBRATIONREQUEST']._serialized_end=2350
+  _globals['_SETCALIBRATIONREQUEST_INPUTSENTRY']._serialized_start=2279
+  _globals['_SETCALIBRATIONREQUEST_INPUTSENTRY']._serialized_end=2350
+  _globals['_SETCALIBRATIONRESPONSE']._serialized_start=2352
+  _globals['_SETCALIBRATIONRESPONSE']._serialized_end=2394
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=2396
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=2449
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=2451
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=2552
+  _globals['_MODELSERVICE']._serialized_start=2555
+  _globals['_MODELSERVICE']._serialized_end=4115
 # @@protoc_insertion_point(module_scope)

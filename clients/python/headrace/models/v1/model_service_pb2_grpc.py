@@ -90,6 +90,21 @@ class ModelServiceStub:
                 request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UnloadModelVersionRequest.SerializeToString,
                 response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UnloadModelVersionResponse.FromString,
                 _registered_method=True)
+        self.GetPlan = channel.unary_unary(
+                '/headrace.models.v1.ModelService/GetPlan',
+                request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.GetPlanRequest.SerializeToString,
+                response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.GetPlanResponse.FromString,
+                _registered_method=True)
+        self.MeasurePlan = channel.unary_unary(
+                '/headrace.models.v1.ModelService/MeasurePlan',
+                request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.MeasurePlanRequest.SerializeToString,
+                response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.MeasurePlanResponse.FromString,
+                _registered_method=True)
+        self.SetCalibration = channel.unary_unary(
+                '/headrace.models.v1.ModelService/SetCalibration',
+                request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.SetCalibrationRequest.SerializeToString,
+                response_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.SetCalibrationResponse.FromString,
+                _registered_method=True)
         self.DownloadArtifact = channel.unary_stream(
                 '/headrace.models.v1.ModelService/DownloadArtifact',
                 request_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.DownloadArtifactRequest.SerializeToString,
@@ -180,6 +195,28 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPlan(self, request, context):
+        """Says how a version is run, what else was tried, and why this was chosen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasurePlan(self, request, context):
+        """Measures the ways to run a version anew, and lets it follow if it is loaded; returns when it has.  Takes minutes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCalibration(self, request, context):
+        """Sets the rows that the plans of a version are judged with, in the place of those that training stored.  What was
+        measured with others is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadArtifact(self, request, context):
         """Sends one file of a version.  The first message describes it, the others carry its bytes in order.
         """
@@ -244,6 +281,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.UnloadModelVersion,
                     request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UnloadModelVersionRequest.FromString,
                     response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.UnloadModelVersionResponse.SerializeToString,
+            ),
+            'GetPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPlan,
+                    request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.GetPlanRequest.FromString,
+                    response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.GetPlanResponse.SerializeToString,
+            ),
+            'MeasurePlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasurePlan,
+                    request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.MeasurePlanRequest.FromString,
+                    response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.MeasurePlanResponse.SerializeToString,
+            ),
+            'SetCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCalibration,
+                    request_deserializer=headrace_dot_models_dot_v1_dot_model__service__pb2.SetCalibrationRequest.FromString,
+                    response_serializer=headrace_dot_models_dot_v1_dot_model__service__pb2.SetCalibrationResponse.SerializeToString,
             ),
             'DownloadArtifact': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadArtifact,
@@ -549,6 +601,87 @@ class ModelService:
             '/headrace.models.v1.ModelService/UnloadModelVersion',
             headrace_dot_models_dot_v1_dot_model__service__pb2.UnloadModelVersionRequest.SerializeToString,
             headrace_dot_models_dot_v1_dot_model__service__pb2.UnloadModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.models.v1.ModelService/GetPlan',
+            headrace_dot_models_dot_v1_dot_model__service__pb2.GetPlanRequest.SerializeToString,
+            headrace_dot_models_dot_v1_dot_model__service__pb2.GetPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasurePlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.models.v1.ModelService/MeasurePlan',
+            headrace_dot_models_dot_v1_dot_model__service__pb2.MeasurePlanRequest.SerializeToString,
+            headrace_dot_models_dot_v1_dot_model__service__pb2.MeasurePlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.models.v1.ModelService/SetCalibration',
+            headrace_dot_models_dot_v1_dot_model__service__pb2.SetCalibrationRequest.SerializeToString,
+            headrace_dot_models_dot_v1_dot_model__service__pb2.SetCalibrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

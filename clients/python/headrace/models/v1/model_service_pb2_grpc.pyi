@@ -59,6 +59,14 @@ class ModelServiceStub:
     """Loads a version and warms it up; returns when it answers."""
     UnloadModelVersion: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelVersionRequest, _model_service_pb2.UnloadModelVersionResponse]
     """Unloads a version when the calls it has taken are finished."""
+    GetPlan: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetPlanRequest, _model_service_pb2.GetPlanResponse]
+    """Says how a version is run, what else was tried, and why this was chosen."""
+    MeasurePlan: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.MeasurePlanRequest, _model_service_pb2.MeasurePlanResponse]
+    """Measures the ways to run a version anew, and lets it follow if it is loaded; returns when it has.  Takes minutes."""
+    SetCalibration: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetCalibrationRequest, _model_service_pb2.SetCalibrationResponse]
+    """Sets the rows that the plans of a version are judged with, in the place of those that training stored.  What was
+    measured with others is forgotten.
+    """
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_model_service_pb2.DownloadArtifactRequest, _model_service_pb2.DownloadArtifactResponse]
     """Sends one file of a version.  The first message describes it, the others carry its bytes in order."""
 
@@ -93,6 +101,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Loads a version and warms it up; returns when it answers."""
     UnloadModelVersion: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelVersionRequest, _model_service_pb2.UnloadModelVersionResponse]  # type: ignore[assignment]
     """Unloads a version when the calls it has taken are finished."""
+    GetPlan: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetPlanRequest, _model_service_pb2.GetPlanResponse]  # type: ignore[assignment]
+    """Says how a version is run, what else was tried, and why this was chosen."""
+    MeasurePlan: _aio.UnaryUnaryMultiCallable[_model_service_pb2.MeasurePlanRequest, _model_service_pb2.MeasurePlanResponse]  # type: ignore[assignment]
+    """Measures the ways to run a version anew, and lets it follow if it is loaded; returns when it has.  Takes minutes."""
+    SetCalibration: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetCalibrationRequest, _model_service_pb2.SetCalibrationResponse]  # type: ignore[assignment]
+    """Sets the rows that the plans of a version are judged with, in the place of those that training stored.  What was
+    measured with others is forgotten.
+    """
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_model_service_pb2.DownloadArtifactRequest, _model_service_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """Sends one file of a version.  The first message describes it, the others carry its bytes in order."""
 
@@ -190,6 +206,32 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelVersionResponse, _abc.Awaitable[_model_service_pb2.UnloadModelVersionResponse]]:
         """Unloads a version when the calls it has taken are finished."""
+
+    @_abc_1.abstractmethod
+    def GetPlan(
+        self,
+        request: _model_service_pb2.GetPlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.GetPlanResponse, _abc.Awaitable[_model_service_pb2.GetPlanResponse]]:
+        """Says how a version is run, what else was tried, and why this was chosen."""
+
+    @_abc_1.abstractmethod
+    def MeasurePlan(
+        self,
+        request: _model_service_pb2.MeasurePlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.MeasurePlanResponse, _abc.Awaitable[_model_service_pb2.MeasurePlanResponse]]:
+        """Measures the ways to run a version anew, and lets it follow if it is loaded; returns when it has.  Takes minutes."""
+
+    @_abc_1.abstractmethod
+    def SetCalibration(
+        self,
+        request: _model_service_pb2.SetCalibrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.SetCalibrationResponse, _abc.Awaitable[_model_service_pb2.SetCalibrationResponse]]:
+        """Sets the rows that the plans of a version are judged with, in the place of those that training stored.  What was
+        measured with others is forgotten.
+        """
 
     @_abc_1.abstractmethod
     def DownloadArtifact(
