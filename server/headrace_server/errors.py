@@ -334,8 +334,20 @@ class DeviceOutOfMemory(Overloaded):
 
     reason = "DEVICE_OUT_OF_MEMORY"
 
-    def __init__(self, device: str, retry_after: timedelta = timedelta(seconds=5)) -> None:
-        super().__init__(f"{device} is out of memory", retry_after, device=device)
+    def __init__(
+        self, device: str, retry_after: timedelta = timedelta(seconds=5), missing_bytes: int | None = None
+    ) -> None:
+        """`missing_bytes`: how much more would be needed, where that is known."""
+        if missing_bytes is None:
+            super().__init__(f"{device} is out of memory", retry_after, device=device)
+        else:
+            super().__init__(
+                f"{device} is out of memory: {missing_bytes:,} bytes are missing, and nothing more may leave",
+                retry_after,
+                device=device,
+                missing_bytes=missing_bytes,
+            )
+        self.device, self.missing_bytes = device, missing_bytes
 
 
 class StorageFull(Overloaded):

@@ -133,6 +133,9 @@ class InferenceSettings(_Section):
     measure_seconds: float = Field(
         600, gt=0, description="How long measuring the ways to run one version may take; it happens in the background."
     )
+    memory_bytes: int = Field(
+        0, ge=0, description="Memory that loaded versions may take together; 0: what the machine has left."
+    )
     load_seconds: float = Field(120, gt=0, description="How long loading one version may take.")
 
 

@@ -49,7 +49,9 @@ from headrace_server.inference.programs import Programs
 from headrace_server.inference.residency import Residency
 from headrace_server.inference.resident import Resident
 from headrace_server.inference.tally import Statistics
+from headrace_server.memory import Ledger
 from headrace_server.models.registry import Registry
+from headrace_server.models.serving import ServingOptions
 from headrace_server.models.snapshot import LABELS, Snapshot
 from headrace_server.models.version import ModelVersion
 from headrace_server.names import ModelName, SnapshotName
@@ -78,6 +80,7 @@ class Engine:
         backends: Sequence[Backend] | None = None,
         jobs: Jobs | None = None,
         plans: Callable[[Programs], Planner] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """`scratch` is a folder for copies of programs.  `backends` in the order of preference; by default all.
 
@@ -116,7 +119,10 @@ class Engine:
             most_waiting_calls=settings.max_waiting_rows,
             most_waiting_bytes=settings.max_waiting_bytes,
             occupied=metrics.loaded_versions.set,
+            ledger=ledger or Ledger(settings.memory_bytes),
+            expected_bytes=self._loader.expected_bytes,
         )
+        registry.watch_serving(self._serving_changed)
         self._residency.when_loaded(self._has_loaded)
         self.improving: Improving | None = None
         """The plans of versions; None where only registered programs run."""
@@ -369,6 +375,8 @@ class Engine:
             resident.give_back()
 
     async def _open(self, version: ModelVersion, backend: str, died: Callable[[Resident], None]) -> Resident:
+        if not isinstance(version, Snapshot):
+            self._serving_changed(version.model, await self._registry.serving(version.model))
         planned = None
         if self.improving is not None and not backend and not isinstance(version, Snapshot):
             planned = await self.improving.recall(version)
@@ -390,6 +398,9 @@ class Engine:
         if self.improving is None or version.ensemble is not None or isinstance(version, Snapshot):
             raise Unsupported(f"planning {name}", "only registered versions of single models have plans")
         return version, self.improving
+
+    def _serving_changed(self, model: str, serving: ServingOptions) -> None:
+        (self._residency.pinned.add if serving.is_pinned else self._residency.pinned.discard)(model)
 
     def _has_loaded(self, version: ModelVersion, is_chosen: bool) -> None:
         if self.improving is not None and not is_chosen and not isinstance(version, Snapshot):

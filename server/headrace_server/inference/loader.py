@@ -56,6 +56,10 @@ class Loader:
         what = f"backend {name!r} for {version.name}" if name else f"running {version.name}"
         raise Unsupported(what, f"its files are {formats}")
 
+    def expected_bytes(self, version: ModelVersion) -> int:
+        """A guess, for a version that was never loaded: the size of its largest file."""
+        return max((artifact.size_bytes for artifact in version.artifacts), default=0)
+
     async def open(self, version: ModelVersion, backend_name: str, died: Died) -> Resident:
         """Open the registered program.  Raises why it cannot be opened."""
         backend = self.choose(version, backend_name)

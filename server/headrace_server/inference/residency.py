@@ -13,14 +13,24 @@ from typing import TypeAlias
 
 import structlog
 
-from headrace_server.errors import HeadraceError, ModelFailed, ModelLoading, ModelNotLoaded, Overloaded
+from headrace_server.errors import (
+    DeviceOutOfMemory,
+    HeadraceError,
+    ModelFailed,
+    ModelLoading,
+    ModelNotLoaded,
+    Overloaded,
+)
 from headrace_server.inference.errands import Errands
+from headrace_server.inference.moves import Held, Load, Refuse, Unload, Wait, next_move
 from headrace_server.inference.prediction import Readiness
 from headrace_server.inference.resident import Resident
+from headrace_server.memory import Ledger, give_back_freed_memory
 from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 
 MOST_FAILURES = 1024
+MOST_SIZES = 1024
 
 Key: TypeAlias = tuple[str, int, str]
 log = structlog.get_logger()
@@ -35,6 +45,9 @@ class _Slot:
     failed_at: float = 0.0
     waiters: set["asyncio.Future[Resident]"] = field(default_factory=set)
     waiting_bytes: int = 0
+    nbytes: int = 0
+    """The memory it takes: what is expected until it is loaded, then what was measured."""
+    has_room: bool = False
 
 
 class Residency:
@@ -51,10 +64,13 @@ class Residency:
         most_waiting_calls: int,
         most_waiting_bytes: int,
         occupied: Callable[[int], None],
+        ledger: Ledger,
+        expected_bytes: Callable[[ModelVersion], int],
     ) -> None:
         """`open_resident` gets a version, the name of a backend or "", and whom to tell when it dies.
 
-        `occupied` hears how many versions are loaded, whenever that changes.
+        `occupied` hears how many versions are loaded, whenever that changes.  `expected_bytes` guesses what a version
+        takes that was never loaded before; from then on it is measured.
         """
         self._open_resident = open_resident
         self._close_resident = close_resident
@@ -64,15 +80,19 @@ class Residency:
         self._most_waiting_calls = most_waiting_calls
         self._most_waiting_bytes = most_waiting_bytes
         self._tell_occupied = occupied
+        self._ledger = ledger
+        self._expected_bytes = expected_bytes
         self._slots: OrderedDict[Key, _Slot] = OrderedDict()  # least recently used first
         self._failures: OrderedDict[Key, _Slot] = OrderedDict()
         self._num_occupied = 0
-        self._num_leaving = 0
-        self._num_waiting_for_room = 0
         self._bell = asyncio.Event()
         self._ready: Counter[str] = Counter()
         self._listeners: list[Callable[[str, bool], None]] = []
         self._leaving: dict[Resident, asyncio.Task[None]] = {}
+        self._leaving_bytes: dict[Resident, int] = {}
+        self._sizes: OrderedDict[Key, int] = OrderedDict()
+        self.pinned: set[str] = set()
+        """The ids of models whose versions stay, however long nobody asks for them."""
         self._loaded_listeners: list[Callable[[ModelVersion, bool], None]] = []
 
     # Lending.
@@ -200,7 +220,7 @@ class Residency:
         slot.resident = new
         self._num_occupied += 1
         self._tell_occupied(self._num_occupied)
-        self._num_leaving += 1
+        self._leaving_bytes[old] = slot.nbytes
         self._leaving[old] = self._errands.start(self._see_off(old, is_patient=True))
         return True
 
@@ -218,14 +238,17 @@ class Residency:
 
     async def _load(self, slot: _Slot, backend: str) -> None:
         key = slot.version.key
-        has_room = False
         try:
             async with asyncio.timeout(self._load_seconds):
-                await self._make_room()
-                has_room = True
-                resident = await self._open_resident(slot.version, backend, self.discard)
+                slot.nbytes = self._sizes.get(key) or self._expected_bytes(slot.version)
+                await self._make_room(slot)
+                growth = self._ledger.begin()
+                try:
+                    resident = await self._open_resident(slot.version, backend, self.discard)
+                finally:
+                    measured = self._ledger.end(growth)
         except BaseException as error:
-            if has_room:
+            if slot.has_room:
                 self._leave_room()
             del self._slots[key]
             self._fail(slot, self._failure(slot.version, error))
@@ -233,6 +256,7 @@ class Residency:
                 raise
             return
         slot.resident, slot.readiness = resident, Readiness.READY
+        self._measured(slot, measured)
         self._failures.pop(key, None)
         for waiter in slot.waiters:
             if not waiter.done():
@@ -241,6 +265,11 @@ class Residency:
         self._ring()
         for listener in self._loaded_listeners:
             listener(slot.version, bool(backend))
+
+    def _measured(self, slot: _Slot, nbytes: int) -> None:
+        slot.nbytes = self._sizes[slot.version.key] = nbytes
+        if len(self._sizes) > MOST_SIZES:
+            self._sizes.popitem(last=False)
 
     def _fail(self, slot: _Slot, failure: HeadraceError) -> None:
         slot.readiness, slot.failure, slot.failed_at = Readiness.FAILED, failure.with_traceback(None), time.monotonic()
@@ -265,37 +294,57 @@ class Residency:
         failure.__cause__ = error.with_traceback(None)  # it is kept: frames would keep what was being loaded
         return failure
 
-    async def _make_room(self) -> None:
-        self._num_waiting_for_room += 1
-        try:
-            while self._num_occupied >= self._max_loaded:
-                bell = self._bell  # taken before looking, so that no ring is missed
-                if self._num_leaving < self._num_waiting_for_room and (victim := self._least_needed()) is not None:
+    async def _make_room(self, slot: _Slot) -> None:
+        """Wait until a version may be loaded, having others leave where that helps.  Raises DeviceOutOfMemory."""
+        while True:
+            bell = self._bell  # taken before looking, so that no ring is missed
+            held = self._held()
+            free = await asyncio.to_thread(self._ledger.free_bytes, *_sums(held))
+            held = self._held()  # it may have changed meanwhile; memory that was taken meanwhile is expected, not free
+            match next_move([one for one, _ in held], slot.nbytes, free, self._max_loaded):
+                case Load():
+                    break
+                case Unload(index):
+                    victim = held[index][1]
+                    assert victim is not None
                     self._withdraw(victim)
-                await bell.wait()
-        finally:
-            self._num_waiting_for_room -= 1
+                case Wait():
+                    await bell.wait()
+                case Refuse(missing_bytes):
+                    raise DeviceOutOfMemory("cpu", missing_bytes=missing_bytes)
+        slot.has_room = True
         self._num_occupied += 1
         self._tell_occupied(self._num_occupied)
+
+    def _held(self) -> list[tuple[Held, _Slot | None]]:
+        """What takes memory, the least recently used first, with its slot; None for what has left its own."""
+        held: list[tuple[Held, _Slot | None]] = [
+            (
+                Held(
+                    slot.nbytes,
+                    is_pinned=slot.version.model in self.pinned,
+                    is_in_use=slot.resident is not None and slot.resident.num_borrowed > 0,
+                    is_loading=slot.resident is None,
+                ),
+                slot,
+            )
+            for slot in self._slots.values()
+            if slot.has_room
+        ]
+        return [*held, *((Held(nbytes, is_leaving=True), None) for nbytes in self._leaving_bytes.values())]
 
     def _leave_room(self) -> None:
         self._num_occupied -= 1
         self._tell_occupied(self._num_occupied)
         self._ring()
 
-    def _least_needed(self) -> _Slot | None:
-        """An idle version if there is one, else any; the least recently used of them."""
-        ready = [slot for slot in self._slots.values() if slot.resident is not None]
-        idle = (slot for slot in ready if slot.resident is not None and slot.resident.num_borrowed == 0)
-        return next(idle, ready[0] if ready else None)
-
     def _withdraw(self, slot: _Slot, *, is_patient: bool = True) -> None:
         """Let no new call find a version, and close it when the calls that have it are finished."""
         resident = slot.resident
         assert resident is not None
         del self._slots[slot.version.key]
-        self._num_leaving += 1
         self._count_ready(slot.version, -1)
+        self._leaving_bytes[resident] = slot.nbytes
         self._leaving[resident] = self._errands.start(self._see_off(resident, is_patient))
 
     async def _see_off(self, resident: Resident, is_patient: bool) -> None:
@@ -306,8 +355,8 @@ class Residency:
             try:
                 await self._close_resident(resident)
             finally:
-                del self._leaving[resident]
-                self._num_leaving -= 1
+                del self._leaving[resident], self._leaving_bytes[resident]
+                await asyncio.to_thread(give_back_freed_memory)
                 self._leave_room()
 
     def discard(self, resident: Resident) -> None:
@@ -331,6 +380,12 @@ class Residency:
     def _ring(self) -> None:
         self._bell.set()
         self._bell = asyncio.Event()
+
+
+def _sums(held: list[tuple[Held, _Slot | None]]) -> tuple[int, int]:
+    """The bytes of what is loaded, and of what is being loaded."""
+    loading = sum(one.nbytes for one, _ in held if one.is_loading)
+    return sum(one.nbytes for one, _ in held) - loading, loading
 
 
 def _may_try_again(failed: _Slot) -> bool:

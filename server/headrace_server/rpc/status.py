@@ -133,6 +133,12 @@ def _details(error: HeadraceError) -> Iterator[Message]:
         failure.violations.add(type=error.reason, subject=_cut(subject), description=_cut(str(error), MESSAGE_BYTES))
         yield failure
     elif isinstance(error, errors.Overloaded | errors.Unavailable):
+        if isinstance(error, errors.DeviceOutOfMemory) and error.missing_bytes is not None:
+            failure = error_details_pb2.QuotaFailure()
+            failure.violations.add(
+                subject=f"device:{error.device}", description=f"{error.missing_bytes} bytes of memory are missing"
+            )
+            yield failure
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromTimedelta(error.retry_after)
         yield retry
