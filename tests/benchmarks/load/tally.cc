@@ -63,11 +63,14 @@ std::string error_info_reason(std::string_view status) {
   return reason;
 }
 
-// "UNAVAILABLE", or "UNAVAILABLE/SERVER_DRAINING".
-std::string reason_of(const grpc::Status& status) {
+// See Tally::reasons.
+std::string kind_of(const grpc::Status& status) {
   const std::string name = name_of(status.error_code());
   const std::string reason = error_info_reason(status.error_details());
-  return reason.empty() ? name : name + "/" + reason;
+  if (!reason.empty()) return name + "/" + reason;
+  // The words with which gRPC's own core says that a call was never sent.
+  const bool was_sent = status.error_message().rfind("failed to connect to all addresses", 0) != 0;
+  return was_sent ? name : name + "/(not connected)";
 }
 
 }  // namespace
@@ -80,9 +83,9 @@ void Tally::note(const grpc::Status& status, std::uint64_t bytes, std::int64_t l
     return;
   }
   errors.add(latency);
-  const auto reason = reason_of(status);
-  ++reasons[reason];
-  first_messages.emplace(reason, status.error_message());
+  const auto kind = kind_of(status);
+  ++reasons[kind];
+  first_messages.emplace(kind, status.error_message());
 }
 
 void Tally::add(const Tally& other) {

@@ -16,7 +16,8 @@ struct Tally {
   Histogram answers;  // latencies of the calls that ended OK
   Histogram errors;   // of all others
   // How many errors there were of each kind, and what the first of them said.  A kind is the code of the status and the
-  // reason of its google.rpc.ErrorInfo, where there is one: "UNAVAILABLE/SERVER_DRAINING".
+  // reason of its google.rpc.ErrorInfo, where there is one: "UNAVAILABLE/SERVER_DRAINING".  A call that was never sent, as
+  // nobody listened, is "UNAVAILABLE/(not connected)".
   std::map<std::string, std::uint64_t> reasons;
   std::map<std::string, std::string> first_messages;
   std::uint64_t least_bytes = std::numeric_limits<std::uint64_t>::max();  // of an answer
