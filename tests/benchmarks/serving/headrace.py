@@ -37,5 +37,5 @@ def side(name: str, *assignments: str) -> Side:
     return Side(name, lambda workload, folder: serve(workload, folder, *assignments))
 
 
-NATIVE = side("Headrace")
+NATIVE = side("Headrace", "server.door=native")
 GRPC_AIO = side("Headrace, grpc.aio door", "server.door=grpc_aio")
