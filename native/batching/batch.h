@@ -18,15 +18,20 @@ class Batcher;
 class Buffer {
  public:
   explicit Buffer(std::size_t size_bytes);
-  ~Buffer();
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  std::byte* data() const { return data_; }
+
+  std::byte* data() const { return memory_.get(); }
   std::size_t size_bytes() const { return size_bytes_; }
-  bool overlaps(const std::byte* data, std::size_t size_bytes) const;
+  // Whoever keeps this may go on reading and writing, also when the buffer has gone.
+  const std::shared_ptr<std::byte>& memory() const { return memory_; }
+  bool overlaps(const std::byte* other, std::size_t other_size) const;
+
+  // What the binding has made of it once, to use it again.
+  std::shared_ptr<void> face;
 
  private:
-  std::byte* data_;
+  std::shared_ptr<std::byte> memory_;
   std::size_t size_bytes_;
 };
 
@@ -42,15 +47,21 @@ struct Feed {
   std::shared_ptr<Buffer> buffer;
 };
 
-// Stays as it is until it is settled or has failed.
+// Stays as it is until it is settled or has failed; one that is dropped has failed.
 struct Batch {
-  std::shared_ptr<Batcher> batcher;
+  Batch() = default;
+  ~Batch();
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+
+  std::shared_ptr<Batcher> batcher;  // null when it is over
   std::vector<Part*> parts;
   std::vector<std::shared_ptr<Call>> calls;  // those of the parts
   std::int64_t rows = 0;
   Reason reason = Reason::kIdle;
   std::size_t lane = 0;
   double taken_at = 0;
+  double charged_seconds = 0;  // what its model was charged beforehand
   double assemble_seconds = 0;
   std::vector<Feed> feeds;
 };

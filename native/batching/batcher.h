@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "batching/assembly.h"
 #include "batching/batch.h"
 #include "batching/call.h"
 #include "batching/lane_group.h"
@@ -69,6 +70,10 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
   // Never puts two calls together, nor slices one.  Only before the first call.
   void run_alone();
 
+  // What calls are refused with when there was no memory for their batch, or a lane has dropped it, and what is counted
+  // then.  Before the first call.
+  void set_loss(std::shared_ptr<const void> error, std::string outcome);
+
   // What a lane's program takes for each input, where that is not what callers send.  Only elements that
   // `is_convertible` allows are converted.  On the lane's own thread.
   void set_feed_elements(std::size_t lane, std::vector<std::optional<Element>> elements);
@@ -76,9 +81,9 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
   // From now on nobody waits for company.  Calls are still admitted.
   void drain();
 
-  // Refuses everything that waits with kClosed and this error, and all that come.  What runs may still end well, unless
-  // it is abandoned: then it is refused too, with kError; its lane will not come back.
-  void close(std::shared_ptr<const void> error, bool abandon = false);
+  // Refuses everything that waits with kClosed, this error and this outcome, and all that come.  What runs may still
+  // end well, unless it is abandoned: then it is refused with kError; its lane will not come back.
+  void close(std::shared_ptr<const void> error, std::string outcome, bool abandon = false);
 
   // Calls `act` once, when no admitted call is without an answer: at once if that is so now.  With no lock held.
   void when_idle(std::function<void()> act);
@@ -88,18 +93,30 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
   std::int64_t waiting_rows() const;
   bool is_batchable() const;
   const Limits& limits() const { return limits_; }
+  // What the binding has put around it.
+  std::weak_ptr<void> face;
+
   LaneGroup& lanes() const { return *lanes_; }
   Meters& meters() const { return *meters_; }
+  const std::shared_ptr<Meters>& shared_meters() const { return meters_; }
 
  private:
   friend class LaneGroup;
+  friend struct Batch;
   struct State;
 
   Batcher(const Limits& limits, bool is_batchable, std::shared_ptr<LaneGroup> lanes, std::shared_ptr<Meters> meters);
 
+  // With no lock held: fills the batch's feeds; or there was no memory, and its calls have been seen to.
+  bool assemble(std::unique_ptr<Batch>& batch);
+  void give_up(Batch& batch, std::shared_ptr<const void> error, const std::string& outcome);
+
   const Limits limits_;
   const std::shared_ptr<LaneGroup> lanes_;
   const std::shared_ptr<Meters> meters_;
+  std::vector<std::unique_ptr<Assembly>> assemblies_;  // one for each lane
+  std::shared_ptr<const void> loss_;
+  std::string loss_outcome_;
   const std::unique_ptr<State> state_;  // guarded by the lock of the group
 };
 

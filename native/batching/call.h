@@ -6,18 +6,16 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "batching/clock.h"
+#include "batching/outcome.h"
 #include "batching/part.h"
 #include "gather/element.h"
 
 namespace headrace::batching {
-
-inline constexpr double kNever = std::numeric_limits<double>::infinity();
 
 // Bytes that lie together.
 struct Piece {
@@ -70,42 +68,6 @@ struct Share {
   bool is_whole = false;
 };
 
-// Where the time of one call went.  A call that ran in slices counts all of them.
-struct Timing {
-  // From admission until its (first) batch began to be assembled.
-  double queue_seconds = 0;
-  double assemble_seconds = 0;
-  // Running the model on the whole batch.
-  double compute_seconds = 0;
-  // When the (last) run ended, on the batcher's clock.
-  double finished_at = 0;
-  // Of the (largest) batch, other callers' rows included.
-  std::int64_t batch_rows = 0;
-  std::int64_t batch_calls = 0;
-  // Which of the model's programs ran, as who ran it said; of the last slice.
-  int variant = 0;
-};
-
-// Why a call gets no answer.
-struct Refusal {
-  enum class Kind {
-    kNoPermit,  // too much waits; from `submit` only
-    kLate,      // it would miss its deadline in the queue; from `submit` only
-    kExpired,   // its deadline came before its turn
-    kClosed,    // the model is leaving: ask for it by name again
-    kError,     // the model failed, or its lane died
-  };
-  Kind kind = Kind::kClosed;
-  // A reason that completes the sentence of NoPermit; empty when too many rows wait.
-  std::string why;
-  double queue_seconds = 0;
-  std::int64_t waiting_rows = 0;
-  std::int64_t limit = 0;
-  double retry_after_seconds = 0;
-  // Of kError and kClosed: what whoever ran the model or closed the batcher gave as the reason, opaque here.
-  std::shared_ptr<const void> error;
-};
-
 class Call {
  public:
   Call() = default;
@@ -130,9 +92,6 @@ class Call {
 
  private:
   friend class Batcher;
-  friend class LaneGroup;
-  friend class WaitingRoom;
-  friend struct Batch;
   Progress progress_;
 };
 

@@ -3,8 +3,11 @@
 
 #include <chrono>
 #include <functional>
+#include <limits>
 
 namespace headrace::batching {
+
+inline constexpr double kNever = std::numeric_limits<double>::infinity();
 
 // Python's time.monotonic() on Linux.
 inline double steady_seconds() {

@@ -7,9 +7,9 @@
 
 #include <condition_variable>
 #include <cstddef>
+#include <deque>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <vector>
 
 #include "batching/batch.h"
@@ -18,6 +18,7 @@
 namespace headrace::batching {
 
 class Batcher;
+class Endings;
 class Timer;
 
 class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
@@ -54,22 +55,31 @@ class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
     double wakes_at = kNever;
   };
 
-  // With the lock held.
-  std::unique_ptr<Batch> next(std::size_t lane, double now, double& wakes_at, std::vector<struct Ending>& endings);
-  std::condition_variable* lane_to_wake(double not_later_than);
-  void arm(double deadline);
+  void add(Batcher& batcher);
+  void remove(Batcher& batcher);
+
+  // All of these with the lock held.
+  double now_holding(std::unique_lock<std::mutex>& lock) const;
+  std::unique_ptr<Batch> next(std::size_t lane, double now, double& wakes_at, std::shared_ptr<Batcher>& from,
+                              Endings& endings);
+  void wait(std::unique_lock<std::mutex>& lock, std::size_t lane, double now, double wakes_at);
+  // Work has come, or is left: the bell of the one lane that shall look at it; null when none is needed, or free.
+  std::condition_variable* lane_to_wake(double now);
+  // Lets the timer come when the first deadline does, unless a lane is free to see to it.
+  void watch_deadlines();
+  double earliest_deadline() const;
 
   // What the timer calls: answers what is due.
   void expire_due();
 
-  mutable std::mutex mutex_;
   const Clock clock_;
-  std::vector<Lane> lanes_;
+  mutable std::mutex mutex_;
+  std::deque<Lane> lanes_;
   std::vector<std::size_t> waiting_lanes_;  // the one that came last is woken first: its memory is warm
   std::vector<Batcher*> batchers_;
   bool is_closed_ = false;
   double virtual_time_ = 0;
-  double armed_for_ = kNever;
+  double watched_until_ = kNever;  // when the timer comes
   std::shared_ptr<Timer> timer_;
 };
 

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <vector>
 
+#include "batching/outcome.h"
+
 namespace headrace::batching {
 
 class Call;
@@ -40,7 +42,9 @@ struct Part {
   std::int64_t first = 0;
   std::int64_t rows = 0;
   std::size_t nbytes = 0;
+  bool is_whole = true;  // its call has no other part
   Order order;
+  double admitted_at = 0;
   Stage stage = Stage::kOver;
 
   // Its place in a queue (waiting_room.cc).
@@ -49,8 +53,10 @@ struct Part {
   Part* left = nullptr;
   Part* right = nullptr;
   std::uint32_t weight = 0;
+  // Of itself and everything below.
   std::int64_t subtree_rows = 0;
-  double subtree_deadline = 0;
+  double earliest_deadline = 0;
+  double earliest_admission = 0;
 };
 
 struct Progress {
@@ -61,15 +67,14 @@ struct Progress {
   std::int64_t rows = 0;
   std::size_t parts_left = 0;     // without outputs
   std::size_t parts_running = 0;  // in batches that lanes hold
+  std::size_t parts_taken = 0;    // of those, the ones that are being taken just now
+  // With what it is refused as soon as nothing of it is being taken any more.
+  std::unique_ptr<Refusal> pending;
   // An answer is on its way, or the caller has gone: what remains of it is not computed.
   bool is_over = false;
   double admitted_at = 0;
   double started_at = -1;
-  double assemble_seconds = 0;
-  double compute_seconds = 0;
-  std::int64_t batch_rows = 0;
-  std::int64_t batch_calls = 0;
-  int variant = 0;
+  Timing timing;
   // Held while a slice is taken; lanes may have finished two of them.
   std::mutex taking;
 };

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "bindings/parts.h"
 #include "gather/gather.h"
 #include "gather/refusal.h"
@@ -40,62 +41,9 @@ InstructionSet instruction_set_named(const std::string& name) {
   throw Refusal("This processor has no instruction set " + name + ".");
 }
 
-// The numbers that NumPy gave to the types of ml_dtypes when that module was first imported.
-struct ExtensionTypes {
-  int bf16, fp8_e4m3, fp8_e5m2;
-};
-
-const ExtensionTypes& extension_types() {
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<ExtensionTypes> storage;
-  return storage
-      .call_once_and_store_result([] {
-        const py::module_ module = py::module_::import("ml_dtypes");
-        const auto number = [&](const char* name) { return py::dtype::from_args(module.attr(name)).num(); };
-        return ExtensionTypes{number("bfloat16"), number("float8_e4m3fn"), number("float8_e5m2")};
-      })
-      .get_stored();
-}
-
-std::optional<Element> builtin_element(int type_number) {
-  using Api = py::detail::npy_api;
-  switch (type_number) {
-    case Api::NPY_FLOAT_: return Element::kFp32;
-    case Api::NPY_DOUBLE_: return Element::kFp64;
-    case 23: return Element::kFp16;  // NPY_HALF
-    case Api::NPY_BOOL_: return Element::kBool;
-    default: break;
-  }
-  if (type_number == Api::NPY_INT8_) return Element::kInt8;
-  if (type_number == Api::NPY_INT16_) return Element::kInt16;
-  if (type_number == Api::NPY_INT32_) return Element::kInt32;
-  if (type_number == Api::NPY_INT64_) return Element::kInt64;
-  if (type_number == Api::NPY_UINT8_) return Element::kUint8;
-  if (type_number == Api::NPY_UINT16_) return Element::kUint16;
-  if (type_number == Api::NPY_UINT32_) return Element::kUint32;
-  if (type_number == Api::NPY_UINT64_) return Element::kUint64;
-  return std::nullopt;
-}
-
-std::optional<Element> extension_element(int type_number) {
-  constexpr int kFirstUserType = 256;
-  if (type_number < kFirstUserType) return std::nullopt;
-  const ExtensionTypes& types = extension_types();
-  if (type_number == types.bf16) return Element::kBf16;
-  if (type_number == types.fp8_e4m3) return Element::kFp8E4M3;
-  if (type_number == types.fp8_e5m2) return Element::kFp8E5M2;
-  return std::nullopt;
-}
-
 Element element_of(const py::array& array) {
-  const py::dtype dtype = array.dtype();
-  const char order = dtype.byteorder();
-  const bool is_native = order != '>';
-  std::optional<Element> element = builtin_element(dtype.num());
-  if (!element) element = builtin_element(dtype.normalized_num());
-  if (!element) element = extension_element(dtype.num());
-  if (!element || !is_native) {
-    throw UnsupportedConversion("Arrays of " + std::string(py::str(dtype)) + " are not copied.");
-  }
+  const std::optional<Element> element = find_element(array);
+  if (!element) throw UnsupportedConversion("Arrays of " + std::string(py::str(array.dtype())) + " are not copied.");
   return *element;
 }
 

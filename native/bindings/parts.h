@@ -12,6 +12,8 @@ void bind_gather(pybind11::module_& module);
 
 void bind_cuda_gather(pybind11::module_& module);
 
+void bind_batching(pybind11::module_& module);
+
 // Only where gRPC for C++ was found.
 void bind_door(pybind11::module_& module);
 

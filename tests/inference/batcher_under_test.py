@@ -49,14 +49,14 @@ class MakeBatcher(Protocol):
     ) -> BatcherUnderTest: ...
 
 
-def make_python_batcher(
+def make_native_batcher(
     limits: BatchLimits, *, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]
 ) -> BatcherUnderTest:
     batcher: BatcherUnderTest = Batcher("models/m/versions/1", ["x"], limits, is_batchable=True, loop=loop, clock=clock)  # type: ignore[assignment]
     return batcher
 
 
-BATCHERS: dict[str, MakeBatcher] = {"python": make_python_batcher}
+BATCHERS: dict[str, MakeBatcher] = {"native": make_native_batcher}
 
 
 def limits(

@@ -450,7 +450,7 @@ async def test_a_call_that_would_miss_its_deadline_in_the_queue_is_refused_at_on
 ) -> None:
     await _teach(batcher, seconds=1, rows=8)
     for caller in range(4):
-        submit(batcher, rows_of(caller, 8))
+        submit(batcher, rows_of(caller, 8), priority=1)
 
     with pytest.raises(NoPermit, match="would miss its deadline") as caught:
         submit(batcher, rows_of(9), deadline=clock() + 2)

@@ -37,7 +37,7 @@ MAX_ROWS, MAX_BYTES, MAX_WAITING_ROWS, MAX_WAITING_BYTES, NUM_LANES = 5, 100, 12
 
 
 class AnyOrder(RuleBasedStateMachine):
-    kind = "python"
+    kind = "native"
     calls: Bundle[int] = Bundle("calls")
     batches: Bundle[BatchUnderTest] = Bundle("batches")
 
@@ -178,7 +178,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.batcher.waiting_rows == 0
 
 
-class TestAnyOrderInPython(AnyOrder.TestCase):  # type: ignore[valid-type,misc]
+class TestAnyOrderNatively(AnyOrder.TestCase):  # type: ignore[valid-type,misc]
     settings = settings(
         max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )

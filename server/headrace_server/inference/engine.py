@@ -6,7 +6,7 @@ its batcher → a lane runs the batch → timing and provenance.  Knows no trans
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,8 @@ import structlog
 
 from headrace_server.errors import (
     Draining,
-    ExpiredInQueue,
     HeadraceError,
     JobNotFound,
-    NoPermit,
     Unsupported,
 )
 from headrace_server.inference import ensembles
@@ -58,6 +56,7 @@ from headrace_server.names import ModelName, SnapshotName
 from headrace_server.settings import InferenceSettings
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.telemetry.metrics import Metrics
+from headrace_server.telemetry.predictions import PredictionCounts
 from headrace_server.tensors import Tensors
 
 __all__ = ["Engine", "LoadedModel", "ModelStatus", "Prediction", "Provenance", "Readiness", "Timing"]
@@ -140,6 +139,7 @@ class Engine:
             templates = Templates(jobs, store, TemplateMaker(settings.load_seconds), scratch)
             self._snapshots = Snapshots(jobs, templates, self._residency, self._errands)
         self._meters: OrderedDict[tuple[str, str], Meters] = OrderedDict()
+        metrics.predictions.add_source(self._counts)
         self._num_calls = 0
         self._is_draining = False
         self._is_idle = asyncio.Event()
@@ -248,7 +248,7 @@ class Engine:
     def statistics(self) -> dict[ModelName, Statistics]:
         """What was counted for each version that was loaded or asked since the start; the last few thousand of them."""
         return {
-            ModelName(model, int(version)): meters.tally.read()
+            ModelName(model, int(version)): meters.statistics()
             for (model, version), meters in self._meters.items()
             if (model, version) != LABELS  # all checkpoints of all jobs together, under no name
         }
@@ -265,9 +265,12 @@ class Engine:
     async def drain(self) -> None:
         """Refuse new predictions with Draining and wait until those admitted are finished."""
         self._is_draining = True
-        for resident in self._residency.residents:
+        residents = self._residency.residents
+        for resident in residents:
             resident.batcher.drain()
         await self._is_idle.wait()
+        for resident in residents:  # calls of the native door
+            await resident.batcher.wait_until_idle()
 
     async def close(self) -> None:
         """Answer what still waits with Draining, and end all lanes and loads."""
@@ -307,25 +310,22 @@ class Engine:
         meters = self._meters_of(version)
         asked_at = time.monotonic()
         try:
-            if version.ensemble is None:
-                prediction = await self._predict(version, meters, inputs, output_names, deadline, priority)
-            else:
+            if version.ensemble is not None:
                 prediction = await self._predict_together(version, inputs, output_names, deadline, priority, depth)
-        except HeadraceError as error:
-            meters.ended(error.reason, time.monotonic() - asked_at)
-            if isinstance(error, NoPermit):
-                meters.shed("no_permit")
-            elif isinstance(error, ExpiredInQueue):
-                meters.shed("expired")
+                meters.answered(prediction.timing, _num_rows(version, inputs), time.monotonic() - asked_at)
+                return prediction
+            nbytes = await check(version, inputs, output_names)
+            resident = self._residency.borrow_ready(version)
+            if resident is None:
+                resident = await self._residency.borrow(version, deadline=deadline, nbytes=nbytes)
+        except BaseException as error:
+            meters.ended(_outcome(error), time.monotonic() - asked_at)
             raise
-        except asyncio.CancelledError:
-            meters.ended("left", time.monotonic() - asked_at)
-            raise
-        except BaseException:
-            meters.ended("INTERNAL", time.monotonic() - asked_at)
-            raise
-        meters.answered(prediction.timing, _num_rows(version, inputs), time.monotonic() - asked_at)
-        return prediction
+        try:
+            answer = await _run(resident, inputs, nbytes, deadline, priority)
+            return self._prediction(resident, answer, output_names, meters)
+        finally:
+            resident.give_back()
 
     async def _predict_together(
         self,
@@ -341,38 +341,26 @@ class Engine:
         ask = partial(self._ask, depth=depth + 1)
         return await ensembles.predict(version, inputs, output_names, deadline=deadline, priority=priority, ask=ask)
 
-    async def _predict(
-        self,
-        version: ModelVersion,
-        meters: Meters,
-        inputs: Tensors,
-        output_names: Sequence[str],
-        deadline: float | None,
-        priority: int,
+    def _prediction(
+        self, resident: Resident, answer: Answer, output_names: Sequence[str], meters: Meters
     ) -> Prediction:
-        nbytes = await check(version, inputs, output_names)
-        resident = self._residency.borrow_ready(version)
-        if resident is None:
-            resident = await self._residency.borrow(version, deadline=deadline, nbytes=nbytes)
-        try:
-            answer = await _run(resident, meters, inputs, nbytes, deadline, priority)
-            outputs = answer.outputs
-            return Prediction(
-                version=version,
-                outputs={name: outputs[name] for name in output_names} if output_names else outputs,
-                timing=Timing(
-                    queue_seconds=answer.queue_seconds,
-                    assemble_seconds=answer.assemble_seconds,
-                    compute_seconds=answer.compute_seconds,
-                    respond_seconds=time.monotonic() - answer.finished_at,
-                    batch_rows=answer.batch_rows,
-                    batch_calls=answer.batch_calls,
-                ),
-                provenance=resident.provenance,
-                staleness=self._staleness(version),
-            )
-        finally:
-            resident.give_back()
+        outputs = answer.outputs
+        respond_seconds = time.monotonic() - answer.finished_at
+        meters.responded(respond_seconds)
+        return Prediction(
+            version=resident.version,
+            outputs={name: outputs[name] for name in output_names} if output_names else outputs,
+            timing=Timing(
+                queue_seconds=answer.queue_seconds,
+                assemble_seconds=answer.assemble_seconds,
+                compute_seconds=answer.compute_seconds,
+                respond_seconds=respond_seconds,
+                batch_rows=answer.batch_rows,
+                batch_calls=answer.batch_calls,
+            ),
+            provenance=resident.provenance,
+            staleness=self._staleness(resident.version),
+        )
 
     async def _open(self, version: ModelVersion, backend: str, died: Callable[[Resident], None]) -> Resident:
         if not isinstance(version, Snapshot):
@@ -410,16 +398,17 @@ class Engine:
         key = version.labels
         meters = self._meters.get(key)
         if meters is None:
-            meters = self._meters[key] = Meters(self._metrics, version)
-            if not isinstance(version, Snapshot):
-                meters.waiting_rows.set_function(lambda: self._waiting_rows(version))
+            meters = self._meters[key] = Meters(version)
             if len(self._meters) > MOST_METERS:
                 self._meters.popitem(last=False)
         return meters
 
-    def _waiting_rows(self, version: ModelVersion) -> float:
-        _, _, resident = self._residency.look(version)
-        return resident.batcher.waiting_rows if resident is not None else 0
+    def _counts(self) -> list[PredictionCounts]:
+        """For the metrics, on the thread that serves them."""
+        waiting: Counter[tuple[str, str]] = Counter()
+        for resident in self._residency.residents:
+            waiting[resident.version.labels] += resident.batcher.waiting_rows
+        return [meters.counts(waiting[labels]) for labels, meters in list(self._meters.items())]
 
 
 def _num_rows(version: ModelVersion, inputs: Tensors) -> int:
@@ -429,20 +418,19 @@ def _num_rows(version: ModelVersion, inputs: Tensors) -> int:
     return next((array.shape[0] for array in inputs.values()), 1)
 
 
-async def _run(
-    resident: Resident, meters: Meters, inputs: Tensors, nbytes: int, deadline: float | None, priority: int
-) -> Answer:
-    batcher = resident.batcher
-    ticket = batcher.submit(inputs, nbytes, priority=priority, deadline=deadline)
-    timer = None
-    if deadline is not None:
-        timer = asyncio.get_running_loop().call_later(deadline - time.monotonic(), batcher.expire, ticket)
+def _outcome(error: BaseException) -> str:
+    """What is counted for a call that no batcher has seen."""
+    if isinstance(error, HeadraceError):
+        return error.reason
+    return "left" if isinstance(error, asyncio.CancelledError) else HeadraceError.reason
+
+
+async def _run(resident: Resident, inputs: Tensors, nbytes: int, deadline: float | None, priority: int) -> Answer:
+    """Let a call be computed.  From here on it is the batcher that counts it."""
+    ticket = resident.batcher.submit(inputs, nbytes, priority=priority, deadline=deadline)
     try:
-        return await ticket.future
+        answer: Answer = await ticket.future
+        return answer
     except asyncio.CancelledError:
-        if batcher.leave(ticket):
-            meters.shed("left")
+        resident.batcher.leave(ticket)
         raise
-    finally:
-        if timer is not None:
-            timer.cancel()

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import structlog
 
+from headrace_server import _native
 from headrace_server.inference.backends.backend import Session
-from headrace_server.inference.batch import Batch
 from headrace_server.inference.batcher import Batcher
 
 log = structlog.get_logger()
@@ -32,10 +32,6 @@ class Watcher(Protocol):
 
     def could_not_open(self, lane: int, error: BaseException) -> None:
         """There is no session, and the thread ends."""
-        ...
-
-    def has_run(self, batch: Batch, compute_seconds: float) -> None:
-        """A batch was computed."""
         ...
 
     def has_died(self, lane: int, error: BaseException) -> None:
@@ -79,8 +75,10 @@ def _live(number: int, open_session: Callable[[], Session], batcher: Batcher, wa
         return
     watcher.has_opened(number, session)
     try:
-        while (batch := batcher.take(number)) is not None:
-            _run(session, batch, batcher, watcher)
+        batcher.set_input_types(number, getattr(session, "input_types", {}))
+        batch = batcher.take(number)
+        while batch is not None:
+            batch = _run(session, batch, batcher)
     except BaseException as error:  # noqa: BLE001 - callers must be answered, whatever it is
         problem = f"a lane died of {type(error).__name__}: {error}"
         batcher.close(lambda: DeadLaneError(problem), abandon=True)
@@ -92,13 +90,13 @@ def _live(number: int, open_session: Callable[[], Session], batcher: Batcher, wa
             log.exception("inference.session_not_closed", lane=number)
 
 
-def _run(session: Session, batch: Batch, batcher: Batcher, watcher: Watcher) -> None:
+def _run(session: Session, batch: _native.Batch, batcher: Batcher) -> _native.Batch | None:
+    """Run a batch and give it back; return the next one, or None when the batcher is closed."""
     started_at = time.perf_counter()
     try:
         outputs = session.run(batch.inputs)
     except Exception as error:  # noqa: BLE001 - a model may raise anything
         batcher.fail(batch, error)
-        return
+        return batcher.take(batch.lane)
     compute_seconds = time.perf_counter() - started_at
-    watcher.has_run(batch, compute_seconds)
-    batcher.settle(batch, outputs, compute_seconds)
+    return batcher.settle_and_take(batch, outputs, compute_seconds, getattr(session, "provenance_index", 0))

@@ -190,9 +190,9 @@ class Residency:
 
     @property
     def residents(self) -> list[Resident]:
-        """All that are ready or leaving."""
-        ready = [slot.resident for slot in self._slots.values() if slot.resident is not None]
-        return [*ready, *self._leaving]
+        """All that are ready or leaving.  From any thread."""
+        ready = [slot.resident for slot in list(self._slots.values()) if slot.resident is not None]
+        return [*ready, *list(self._leaving)]
 
     def watch(self, listener: Callable[[str, bool], None]) -> None:
         """Call `listener` with `models/{model}` and True when its first version is ready, False after the last."""
@@ -323,7 +323,7 @@ class Residency:
                 Held(
                     slot.nbytes,
                     is_pinned=slot.version.model in self.pinned,
-                    is_in_use=slot.resident is not None and slot.resident.num_borrowed > 0,
+                    is_in_use=slot.resident is not None and slot.resident.is_in_use,
                     is_loading=slot.resident is None,
                 ),
                 slot,

@@ -8,7 +8,7 @@ import structlog
 
 from headrace_server.errors import Draining
 from headrace_server.inference.backends.backend import Backend, Session
-from headrace_server.inference.batch import Batch, BatchLimits
+from headrace_server.inference.batch import BatchLimits
 from headrace_server.inference.batcher import Batcher
 from headrace_server.inference.lane import Lane
 from headrace_server.inference.meters import Meters
@@ -45,7 +45,6 @@ class Resident:
         self.backend = backend.name
         self.planned = planned
         self._backend = backend
-        self._meters = meters
         self._died = died
         self._loop = asyncio.get_running_loop()
         self.batcher = Batcher(
@@ -54,6 +53,8 @@ class Resident:
             limits,
             is_batchable=version.signature.is_batchable,
             loop=self._loop,
+            output_names=[spec.name for spec in version.signature.outputs],
+            meters=meters.native,
         )
         self._num_lanes = limits.num_lanes
         self._lanes: list[Lane] = []
@@ -101,9 +102,9 @@ class Resident:
         return tuple(plan.name for plan in self.planned.decision.plans)
 
     @property
-    def num_borrowed(self) -> int:
-        """Calls that use it."""
-        return self._num_borrowed
+    def is_in_use(self) -> bool:
+        """Whether calls of any door use it."""
+        return self._num_borrowed > 0 or self.batcher.calls_in_flight > 0
 
     def borrow(self) -> "Resident":
         """Keep it loaded until `give_back`."""
@@ -118,8 +119,9 @@ class Resident:
             self._is_free.set()
 
     async def wait_until_free(self) -> None:
-        """Wait for the calls that have borrowed it: each has its own deadline, or a caller who can leave."""
+        """Wait for the calls that use it, those of the native door too: each has its own deadline, or can leave."""
         await self._is_free.wait()
+        await self.batcher.wait_until_idle()
 
     async def close(self) -> None:
         """Answer what waits, let what runs finish for a while, and end the lanes."""
@@ -151,10 +153,6 @@ class Resident:
     def could_not_open(self, lane: int, error: BaseException) -> None:
         """A lane has no session."""
         self._on_loop(_settle, self._opened[lane], None, error)
-
-    def has_run(self, batch: Batch, compute_seconds: float) -> None:
-        """A batch was computed."""
-        self._meters.ran(batch, compute_seconds)
 
     def has_died(self, lane: int, error: BaseException) -> None:
         """A lane has ended by a fault."""

@@ -5,6 +5,8 @@ Labels hold models, versions, trainers, states and reasons; never ids, and never
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from headrace_server.telemetry.predictions import PredictionMetrics
+
 # Small models answer in a fraction of a millisecond; the default buckets would put all of them into the first one.
 LATENCY_SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
@@ -36,32 +38,8 @@ class Metrics:
         )
 
         # Predictions.
-        self.predictions = Counter(
-            "headrace_predictions", "Predictions that ended, by outcome: ok, or the reason of the error.",
-            ["model", "version", "outcome"], registry=registry,
-        )  # fmt: skip
-        self.queue_seconds = Histogram(
-            "headrace_queue_duration_seconds", "From admission until its batch began to be assembled.",
-            ["model", "version"], buckets=LATENCY_SECONDS, registry=registry,
-        )  # fmt: skip
-        self.compute_seconds = Histogram(
-            "headrace_compute_duration_seconds", "One run of a model on one batch.",
-            ["model", "version"], buckets=LATENCY_SECONDS, registry=registry,
-        )  # fmt: skip
-        self.batch_rows = Histogram(
-            "headrace_batch_rows", "Rows in a batch.", ["model", "version"], buckets=ROWS, registry=registry
-        )
-        self.batches = Counter(
-            "headrace_batch_dispatch", "Batches, by why they closed: full, idle, delay, drain.",
-            ["model", "version", "reason"], registry=registry,
-        )  # fmt: skip
-        self.waiting_rows = Gauge(
-            "headrace_waiting_rows", "Rows that wait to be computed.", ["model", "version"], registry=registry
-        )
-        self.shed = Counter(
-            "headrace_shed", "Predictions not computed: no_permit, expired, left.",
-            ["model", "version", "reason"], registry=registry,
-        )  # fmt: skip
+        self.predictions = PredictionMetrics()
+        registry.register(self.predictions)
         self.snapshot_lag_steps = Histogram(
             "headrace_snapshot_lag_steps", "Steps of its job since the checkpoint that answered a prediction.",
             buckets=STEPS, registry=registry,

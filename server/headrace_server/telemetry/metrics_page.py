@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 
 from headrace_server.telemetry.metrics import Metrics
+from headrace_server.telemetry.predictions import PredictionMetrics
 
 HEAD = """# Metrics
 
@@ -26,10 +28,13 @@ def render() -> str:
 
 def _rows(metrics: Metrics) -> Iterator[str]:
     for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase):
-            family = next(iter(metric.describe()))
+        if not isinstance(metric, MetricWrapperBase | PredictionMetrics):
+            continue
+        for family in metric.describe():
             name = family.name + ("_total" if family.type == "counter" else "")
-            labels = ", ".join(f"`{label}`" for label in metric._labelnames)  # noqa: SLF001 - not to be had otherwise
+            # Not to be had otherwise; a family made by hand has its own.
+            labelled: Any = metric if isinstance(metric, MetricWrapperBase) else family
+            labels = ", ".join(f"`{label}`" for label in labelled._labelnames)  # noqa: SLF001
             yield f"| `{name}` | {family.type} | {_unit(family.name)} | {labels} | {family.documentation} |\n"
 
 
