@@ -1,15 +1,18 @@
 """How long a server takes from the start of its process until it is ready, and until its first correct prediction.
 
-    python tests/benchmarks/bench_start.py [--rounds 5]
+    python tests/benchmarks/bench_start.py [--model mlp] [--rounds 5] [--auto]
 
-Each round starts `headrace-server serve --model mlp=mlp.onnx` on an empty data folder, so the first prediction includes
-registering, loading and warming up.  Also shows the resident memory then, and how long a warm first step of a training
-takes from StartTraining.
+Each round starts `headrace-server serve --model NAME=…` on an empty data folder, so that the first prediction includes
+registering, loading and warming up, and again on the same folder.  The first start also shows the resident memory then,
+and how long the first step of a training takes from StartTraining.  With `--auto` also with precision AUTO: on an empty
+folder, where a safe way to run the model answers while better ones are tried, and on one in which the best way was
+chosen and compiled before (build/benchmarks/auto; bench_plans.py makes it).
+
+Takes about a minute as it stands.
 """
 
 import argparse
 import asyncio
-import statistics
 import sys
 import tempfile
 import time
@@ -18,30 +21,33 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import headrace  # noqa: E402
-from tests.doubles import onnx_models  # noqa: E402
-from tests.doubles.server_process import ServerProcess  # noqa: E402
+import headrace
+from tests.benchmarks.serving import tables
+from tests.benchmarks.serving.environments import BUILD
+from tests.benchmarks.serving.headrace import is_close
+from tests.benchmarks.serving.quiet import Others
+from tests.benchmarks.serving.workloads import NAMES, Workload, workload
+from tests.doubles.server_process import ServerProcess
 
 
-async def start_once(folder: Path) -> dict[str, float]:
-    """One round: seconds until each moment, and resident MiB."""
-    file = folder / "mlp.onnx"
-    file.write_bytes(onnx_models.mlp().SerializeToString())
-    x = np.zeros((1, 64), np.float32)
+async def start_once(data: Path, each: Workload, *settings: str, trains: bool) -> dict[str, float]:
+    """One start: seconds until each moment, and resident MiB."""
+    path = each.folder if settings else each.onnx
+    arguments = [part for setting in settings for part in ("--set", setting)]
     began_at = time.perf_counter()
-    server = await ServerProcess.start(folder / "data", "--model", f"mlp={file}")
+    server = await ServerProcess.start(data, "--model", f"{each.name}={path}", *arguments)
     try:
         port = (await server.logged("house.open"))["port"]
         found = {"ready, s": time.perf_counter() - began_at}
         async with headrace.Client(f"127.0.0.1:{port}") as client:
-            prediction = await client.predict("models/mlp", x)
-            assert prediction.output.shape == (1, 10)
-            found["first prediction, s"] = time.perf_counter() - began_at
+            prediction = await client.predict(f"models/{each.name}", dict(each.requests[0]))
+            assert is_close(prediction.output.ravel(), each.answers[0].ravel())
+            found["first correct prediction, s"] = time.perf_counter() - began_at
             found["resident, MiB"] = psutil.Process(server.pid).memory_info().rss / (1 << 20)
-            found["StartTraining to first step, s"] = await first_step(client)
+            if trains:
+                found["StartTraining to first step, s"] = await first_step(client)
         return found
     finally:
         await server.kill()
@@ -66,19 +72,35 @@ async def first_step(client: headrace.Client) -> float:
     raise AssertionError("the training ended without a step")
 
 
+async def start_in_each_way(each: Workload, folder: Path, *, auto: bool) -> dict[str, float]:
+    """One round, by case and moment."""
+    cases = {
+        "empty folder": await start_once(folder / "data", each, trains=True),
+        "known folder": await start_once(folder / "data", each, trains=False),
+    }
+    if auto:
+        setting = "inference.default_precision=auto"
+        cases["AUTO, empty folder"] = await start_once(folder / "auto", each, setting, trains=False)
+        cases["AUTO, compiled before"] = await start_once(BUILD / "auto" / each.name, each, setting, trains=False)
+    return {f"{case}: {moment}": figure for case, found in cases.items() for moment, figure in found.items()}
+
+
 def main() -> None:
     """Print a table: the median and the extremes of each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=NAMES, default="mlp")
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--auto", action="store_true", help="also with the precision that was chosen by measurement")
+    asked = parser.parse_args()
+    each, before = workload(asked.model), Others.now()
     found: list[dict[str, float]] = []
-    for _ in range(rounds):
+    for _ in range(asked.rounds):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            found.append(asyncio.run(start_once(Path(folder))))
-    print(f"{rounds} rounds")
-    for name in found[0]:
-        figures = [each[name] for each in found]
-        print(f"{name:32} {statistics.median(figures):7.2f} ({min(figures):.2f}-{max(figures):.2f})")
+            found.append(asyncio.run(start_in_each_way(each, Path(folder), auto=asked.auto)))
+    cores = Others.now().cores_since(before)
+    print(f"{tables.machine()}\n{asked.model}, {asked.rounds} rounds; other programs had {cores:.2f} cores\n")
+    lines = [(name, tables.spread([one[name] for one in found], 2)) for name in found[0]]
+    print(tables.rows(("figure", "median (extremes)"), lines))
 
 
 if __name__ == "__main__":
