@@ -1,31 +1,37 @@
-"""What our training loop costs over a bare loop that somebody writes by hand for the same recipe.
+"""What our training loop costs over a bare loop that somebody writes by hand for the same recipe, and what others cost.
 
-Both sides train a 64-256-256-10 network with batches of 64 rows by AdamW on one thread, over tensors in memory, in the
-same order of rows; the bare one has no reports, no evaluation, no checkpoints and no schedule.  Ours reports to a pipe
-that another thread drains, ten times a second, and takes an asynchronous checkpoint every second.  Rounds alternate
-(A B C A B C ...).  Besides the time on the clock, each side shows the processor time of the whole process, all threads
-included, which other programs on the machine disturb less.  Ratios are the median of the ratios within a round.
+    python tests/benchmarks/bench_loop.py [--shape mlp|resnet18] [--rounds N] [--steps N] [--peers]
 
-The last side is the bare loop with `torch.optim.AdamW(fused=True)`: what the same kernels cost behind torch's own door.
+All sides train the same network over the same tensors in memory by AdamW on one thread (tests/benchmarks/training/
+recipe.py): a 64-256-256-10 perceptron with batches of 64 rows, or a ResNet-18 for images of 32 pixels with batches of
+16.  The bare loop has no reports, no evaluation, no checkpoints and no schedule.  Ours reports to a pipe that another
+thread drains, ten times a second, and takes an asynchronous checkpoint every second.  Rounds alternate (A B C A B C …).
+Besides the time on the clock, each side shows the processor time of the whole process, all threads included, which
+other programs on the machine disturb less.  Ratios are the median of the ratios within a round.
 
-    python tests/benchmarks/bench_loop.py [--rounds N] [--steps N]
+One side is the bare loop with the optimizer that torch gives without being asked for a fused one.  With --peers, the
+same recipe in Lightning and in the Trainer of Hugging Face, once with all their reports and checkpoints off and once as
+they come; their environments are made below build/ when they are first wanted.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from headrace_server.tensors import Signature
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
@@ -35,41 +41,31 @@ from headrace_server.trainers.pipe import ReportPipe
 from headrace_server.trainers.recipe import AdamW, CheckpointPolicy, ConstantSchedule, Evaluation, Recipe, Steps
 from headrace_server.trainers.reports import CheckpointWritten, TrainerReport
 from headrace_server.trainers.task import Program, Rows, Task
+from tests.benchmarks.serving.environments import Environment
+from tests.benchmarks.training.clock import Clock
+from tests.benchmarks.training.recipe import SHAPES, Shape
 
-NUM_ROWS, BATCH_SIZE = 64_000, 64
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Seconds on the wall, and of processor time of this process."""
-
-    wall: float
-    processor: float
-
-    @classmethod
-    def now(cls) -> "Clock":
-        """As of now."""
-        return cls(time.perf_counter(), time.process_time())
-
-    def each_of(self, num_steps: int) -> "Clock":
-        """What each of the steps since then took."""
-        now = Clock.now()
-        return Clock((now.wall - self.wall) / num_steps, (now.processor - self.processor) / num_steps)
+FOLDER = Path(__file__).parent / "training"
+REFERENCE = "bare, torch.optim.AdamW(fused=True)"
+DEFAULT_STEPS = {"mlp": 1000, "resnet18": 40}
+LIGHTNING = Environment("lightning", ("lightning==2.6.6", "torch==2.13.0"))
+TRANSFORMERS = Environment("transformers", ("transformers>=5,<6", "accelerate>=1.10,<2", "torch==2.13.0"))
 
 
-class Perceptron(Task):
-    """A 64-256-256-10 network over random rows."""
+class ShapeTask(Task):
+    """A shape, as our loop sees it."""
 
     measures = CLASSIFICATION
 
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.training = self._rows(NUM_ROWS, generator)
-        self.held_out = self._rows(64, generator)
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        inputs, targets = shape.rows()
+        self.training = Rows((inputs,), targets)
+        self.held_out = Rows((inputs[: shape.batch_size],), targets[: shape.batch_size])
 
     def make_network(self) -> nn.Module:
         """The network."""
-        return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+        return self._shape.network()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy."""
@@ -83,25 +79,20 @@ class Perceptron(Task):
         """Nothing is exported here."""
         return Program(network, Signature(inputs=(), outputs=()), self.held_out.inputs)
 
-    @staticmethod
-    def _rows(num_rows: int, generator: torch.Generator) -> Rows:
-        targets = torch.randint(0, 10, (num_rows,), generator=generator)
-        return Rows((torch.randn((num_rows, 64), generator=generator),), targets)
 
-
-def bare(task: Task, num_steps: int, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer]) -> Clock:
+def bare(shape: Shape, num_steps: int, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer]) -> Clock:
     """Seconds a step of the loop that anybody would write."""
     torch.manual_seed(1)
-    network = task.make_network()
+    network = shape.network()
     optimizer = optimizer_of(network)
-    inputs, targets = task.training.inputs[0], task.training.targets
-    steps_per_epoch = NUM_ROWS // BATCH_SIZE
+    inputs, targets = shape.rows()
+    steps_per_epoch = shape.num_rows // shape.batch_size
     begin = Clock.now()
     for step in range(num_steps):
         if step % steps_per_epoch == 0:
-            order = torch.randperm(NUM_ROWS)
-        position = step % steps_per_epoch * BATCH_SIZE
-        chosen = order[position : position + BATCH_SIZE]
+            order = torch.randperm(shape.num_rows)
+        position = step % steps_per_epoch * shape.batch_size
+        chosen = order[position : position + shape.batch_size]
         loss = functional.cross_entropy(network(inputs[chosen]), targets[chosen])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -109,15 +100,15 @@ def bare(task: Task, num_steps: int, optimizer_of: Callable[[nn.Module], torch.o
     return begin.each_of(num_steps)
 
 
-def ours(task: Task, num_steps: int, folder: Path) -> Clock:
-    """Seconds a step of our loop, from its start to its end, with one evaluation of 64 rows and the last checkpoint."""
+def ours(task: Task, shape: Shape, num_steps: int, folder: Path) -> Clock:
+    """Seconds a step of our loop, from its start to its end, with one evaluation and the last checkpoint."""
     read_end, write_end = os.pipe()
     drain = threading.Thread(target=_drain, args=(read_end,))
     drain.start()
     pipe = ReportPipe(write_end, lambda why: None)
     recipe = Recipe(
         length=Steps(count=num_steps),
-        batch_size=BATCH_SIZE,
+        batch_size=shape.batch_size,
         optimizer=AdamW(),
         schedule=ConstantSchedule(),
         evaluation=Evaluation(every_epochs=1_000_000),
@@ -146,42 +137,66 @@ def ours(task: Task, num_steps: int, folder: Path) -> Clock:
     return each
 
 
+def peer(environment: Environment, program: str, shape: Shape, num_steps: int, logs: str) -> Clock:
+    """Seconds a step of somebody else's loop, in a process of its own."""
+    command = [str(environment.python()), str(FOLDER / program), shape.name, str(num_steps), logs]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if ended.returncode:
+        raise SystemExit(f"{program} failed:\n{ended.stderr}")
+    return Clock(**json.loads(ended.stdout.strip().splitlines()[-1]))
+
+
 def _drain(descriptor: int) -> None:
     while os.read(descriptor, 65_536):
         pass
 
 
+def sides_of(shape: Shape, num_steps: int, folder: Path, with_peers: bool) -> dict[str, Callable[[], Clock]]:
+    """What is compared, by name."""
+    task = ShapeTask(shape)
+    sides: dict[str, Callable[[], Clock]] = {
+        REFERENCE: lambda: bare(shape, num_steps, lambda network: torch.optim.AdamW(network.parameters(), fused=True)),
+        "bare, torch.optim.AdamW": lambda: bare(
+            shape, num_steps, lambda network: torch.optim.AdamW(network.parameters())
+        ),
+        "headrace": lambda: ours(task, shape, num_steps, folder),
+    }
+    if with_peers:
+        for logs in ("bare", "usual"):
+            sides[f"Lightning, {logs}"] = lambda logs=logs: peer(  # type: ignore[misc]
+                LIGHTNING, "lightning_peer.py", shape, num_steps, logs
+            )
+            sides[f"Hugging Face Trainer, {logs}"] = lambda logs=logs: peer(  # type: ignore[misc]
+                TRANSFORMERS, "transformers_peer.py", shape, num_steps, logs
+            )
+    return sides
+
+
 def main() -> None:
     """Print one line a side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--shape", choices=SHAPES, default="mlp")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, help="of each side in each round")
+    parser.add_argument("--peers", action="store_true", help="Lightning and the Trainer of Hugging Face, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    task = Perceptron()
+    shape = SHAPES[arguments.shape]
+    num_steps = arguments.steps or DEFAULT_STEPS[shape.name]
     with tempfile.TemporaryDirectory() as folder:
-        sides: dict[str, Callable[[], Clock]] = {
-            "bare, torch.optim.AdamW": lambda: bare(
-                task, arguments.steps, lambda network: torch.optim.AdamW(network.parameters())
-            ),
-            "bare, torch.optim.AdamW(fused=True)": lambda: bare(
-                task, arguments.steps, lambda network: torch.optim.AdamW(network.parameters(), fused=True)
-            ),
-            "headrace": lambda: ours(task, arguments.steps, Path(folder)),
-        }
+        sides = sides_of(shape, num_steps, Path(folder), arguments.peers)
         times: dict[str, list[Clock]] = {name: [] for name in sides}
         for side in sides.values():
             side()  # warms up
         for _ in range(arguments.rounds):
             for name, side in sides.items():
                 times[name].append(side())
-    reference = times["bare, torch.optim.AdamW(fused=True)"]
-    print(f"torch {torch.__version__}, {arguments.rounds} rounds of {arguments.steps} steps, one thread")
+    print(f"torch {torch.__version__}, {shape.name}, {arguments.rounds} rounds of {num_steps} steps, one thread")
     print(
         f"all programs together kept {psutil.getloadavg()[0]:.1f} of {psutil.cpu_count()} cores busy, this one included"
     )
     for name, clocks in times.items():
-        figures = [f"{which} {_figures(clocks, reference, which)}" for which in ("wall", "processor")]
+        figures = [f"{which} {_figures(clocks, times[REFERENCE], which)}" for which in ("wall", "processor")]
         print(f"{name:36} {'; '.join(figures)}")
 
 
@@ -189,7 +204,7 @@ def _figures(clocks: list[Clock], reference: list[Clock], which: str) -> str:
     seconds = [getattr(clock, which) for clock in clocks]
     ratios = [mine / getattr(its, which) for mine, its in zip(seconds, reference, strict=True)]
     median, least = statistics.median(seconds), min(seconds)
-    return f"{median * 1e6:5.0f} us a step (least {least * 1e6:4.0f}), ratio {statistics.median(ratios):.3f}"
+    return f"{median * 1e6:7.0f} us a step (least {least * 1e6:7.0f}), ratio {statistics.median(ratios):.3f}"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ class Learner:
         self.network = network.to(device)
         if self._is_channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
-        self._called = self._world.wrap(self.network)
+        self._wrapped = self._world.wrap(self.network)
+        self._called: Callable[..., Tensor] = self._wrapped
         self._parameters = trained_parameters(self.network)
         local = self._world.local if self._world.shards else None
         self._optimizer = make_optimizer(recipe.optimizer, self.network, local)
@@ -124,6 +125,14 @@ class Learner:
         flops = count_flops(forward)
         self.network.zero_grad(set_to_none=True)
         return flops / rows / self._peak
+
+    def compile(self) -> None:
+        """Compute forward and backward passes with compiled code from the next one on, which compiles it."""
+        self._called = torch.compile(self._called)
+
+    def interpret(self) -> None:
+        """Compute without compiled code from the next pass on."""
+        self._called = self._wrapped
 
     # Evaluation.
 

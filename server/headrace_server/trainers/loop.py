@@ -28,9 +28,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.trainers.checkpoint import Checkpoint, Values
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter, Importance
+from headrace_server.trainers.compiling import Compiling
 from headrace_server.trainers.environment import differences
 from headrace_server.trainers.examination import examine
 from headrace_server.trainers.failures import Diverged, TrainingFailure
@@ -56,8 +56,8 @@ from headrace_server.trainers.rehearsal import rehearse
 from headrace_server.trainers.reports import EvaluationCompleted, TrainerReport, WarningRaised
 from headrace_server.trainers.schedules import learning_rate
 from headrace_server.trainers.stopwatch import PARTS
-from headrace_server.trainers.task import Direction, Task
-from headrace_server.trainers.yardstick import Standing, Yardstick
+from headrace_server.trainers.task import Task
+from headrace_server.trainers.yardstick import Standing, make_yardstick
 from headrace_server.trainers.yielding import Yielding
 
 DATA, _, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
@@ -112,7 +112,7 @@ class Loop:
         self._place = self._world.place
         self._report, self._checkpoints, self._stop = report, checkpoints, stop
         self._versions = dict(versions or {})
-        self._yielding, self._profiling = yielding, profiling
+        self._yielding = yielding
         self._learner = Learner(network, recipe, device, self._world)
         self._training = Feed(task.training, recipe.batch_size, device)
         self._held_out = Feed(task.held_out, recipe.batch_size, device)
@@ -122,7 +122,7 @@ class Loop:
         self._step = 0
         self._rows_done = 0
         self._step_loss: Tensor | None = None  # of the rows that are done
-        self._yardstick = self._make_yardstick(Standing())
+        self._yardstick = make_yardstick(recipe, task.measures, Standing())
         self._is_over = self._is_stopping = False
         self._best_weights: Mapping[str, Tensor] | None = None
         guard = self._learner.gradients.guard
@@ -130,6 +130,8 @@ class Loop:
             report, task.measures, task.measure, device, self.num_steps, leaves_out_non_finite=guard is not None
         )
         self._skipped_steps = 0
+        compiling = Compiling(self._learner, recipe, device, self.num_steps, report, num_ranks=self._place.size)
+        self._attendants: list[Compiling | Profiling] = [compiling] if profiling is None else [compiling, profiling]
         self._checkpointed_at = (0, 0)
         self._checkpoint_due_at = time.monotonic() + recipe.checkpoints.period_seconds
 
@@ -143,13 +145,13 @@ class Loop:
             self._rehearse()
         self._learner.begin()
         while not (self._is_over or self._is_told_to_stop()):
-            if self._profiling is not None:
-                self._profiling.before_step(self._step)
+            for attendant in self._attendants:
+                attendant.before_step(self._step)
             if self._train_step():
                 self._after_step()
         self._checkpoint(Importance.LAST)
-        if self._profiling is not None:
-            self._profiling.close(self._step)
+        for attendant in self._attendants:
+            attendant.close(self._step)
         return Outcome.COMPLETED if self._is_over else Outcome.STOPPED
 
     @property
@@ -372,7 +374,7 @@ class Loop:
         self._step_loss = self._learner.restore(checkpoint.weights, checkpoint.tensors)
         self._step, self._rows_done = self._checkpointed_at = values.step, values.rows_done
         self._is_over = values.is_over
-        self._yardstick = self._make_yardstick(values.standing)
+        self._yardstick = make_yardstick(self._recipe, self._task.measures, values.standing)
         self._best_weights = checkpoint.best_weights
         if (guard := self._learner.gradients.guard) is not None:
             self._skipped_steps, _ = guard.read()
@@ -389,11 +391,3 @@ class Loop:
     def _planned_steps(self) -> int:
         length = self._recipe.length
         return length.count if isinstance(length, Steps) else length.count * self._steps_per_epoch
-
-    def _make_yardstick(self, standing: Standing) -> Yardstick:
-        metric = self._recipe.evaluation.metric or next(iter(self._task.measures))
-        if metric not in self._task.measures:
-            known = ", ".join(self._task.measures)
-            raise InvalidSpec([Violation("evaluation.metric", f"{metric!r} is not one of {known} of this training")])
-        is_higher_better = self._task.measures[metric] is Direction.UP
-        return Yardstick(metric, is_higher_better, self._recipe.early_stopping, standing)

@@ -1,8 +1,11 @@
 """Decides which evaluation is the best so far, and when waiting for a better one is pointless.  Knows no torch."""
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict
 
-from headrace_server.trainers.recipe import EarlyStopping
+from headrace_server.errors import InvalidSpec, Violation
+from headrace_server.trainers.recipe import EarlyStopping, Recipe
 
 
 class Standing(BaseModel):
@@ -52,3 +55,15 @@ class Yardstick:
 
     def _gain(self, value: float, reference: float) -> float:
         return self._sign * (value - reference)
+
+
+def make_yardstick(recipe: Recipe, measures: Mapping[str, str], standing: Standing) -> Yardstick:
+    """The yardstick that a recipe asks for; `measures` says of each of a task's whether "up" or "down" is better.
+
+    Raises InvalidSpec where the task has no such measure.
+    """
+    metric = recipe.evaluation.metric or next(iter(measures))
+    if metric not in measures:
+        known = ", ".join(measures)
+        raise InvalidSpec([Violation("evaluation.metric", f"{metric!r} is not one of {known} of this training")])
+    return Yardstick(metric, measures[metric] == "up", recipe.early_stopping, standing)

@@ -201,8 +201,8 @@ class PhaseChanged(_message.Message):
 
     PHASE_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
-    """"starting", "fetching_data", "preparing_data", "building", "training", "exporting", "verifying", "publishing".
-    Later releases may add phases.
+    """"starting", "fetching_data", "preparing_data", "building", "compiling", "training", "exporting", "verifying",
+    "publishing".  Later releases may add phases.
     """
     def __init__(
         self,
