@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ from headrace_server.trainers.failures import Diverged, TrainingFailure
 from headrace_server.trainers.feed import Feed
 from headrace_server.trainers.gradients import Guard
 from headrace_server.trainers.learner import Learner
-from headrace_server.trainers.micro_batches import Part, parts_of_step, rows_of_rank
+from headrace_server.trainers.micro_batches import Part, parts_of_step
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.progress import Progress
 from headrace_server.trainers.ranks import (
@@ -60,7 +61,7 @@ from headrace_server.trainers.task import Task
 from headrace_server.trainers.yardstick import Standing, make_yardstick
 from headrace_server.trainers.yielding import Yielding
 
-DATA, _, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
+DATA, TRANSFER, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
 _RETRY_SECONDS = 1.0  # after a checkpoint for which there was no room
 
 
@@ -114,8 +115,8 @@ class Loop:
         self._versions = dict(versions or {})
         self._yielding = yielding
         self._learner = Learner(network, recipe, device, self._world)
-        self._training = Feed(task.training, recipe.batch_size, device)
-        self._held_out = Feed(task.held_out, recipe.batch_size, device)
+        self._training = Feed(task.training, recipe.batch_size, device, self._place)
+        self._held_out = Feed(task.held_out, recipe.batch_size, device, fetches_ahead=False)
         self._micro_rows = -(-recipe.batch_size // recipe.micro_batches)
         self._steps_per_epoch = self._training.num_batches
         self.num_steps = self._planned_steps()
@@ -129,6 +130,7 @@ class Loop:
         self._progress = Progress(
             report, task.measures, task.measure, device, self.num_steps, leaves_out_non_finite=guard is not None
         )
+        self._mark_gathered = partial(self._progress.stopwatch.mark, DATA)
         self._skipped_steps = 0
         compiling = Compiling(self._learner, recipe, device, self.num_steps, report, num_ranks=self._place.size)
         self._attendants: list[Compiling | Profiling] = [compiling] if profiling is None else [compiling, profiling]
@@ -152,6 +154,7 @@ class Loop:
         self._checkpoint(Importance.LAST)
         for attendant in self._attendants:
             attendant.close(self._step)
+        self._training.close()
         return Outcome.COMPLETED if self._is_over else Outcome.STOPPED
 
     @property
@@ -170,8 +173,9 @@ class Loop:
         stopwatch.begin()
         epoch, position = divmod(self._step, self._steps_per_epoch)
         num_rows = self._training.num_rows_of(position)
-        mine = rows_of_rank(num_rows, self._place)
-        inputs, targets = self._training.training_batch(self._recipe.seed, epoch, position, mine)
+        inputs, targets = self._training.training_batch(self._recipe.seed, epoch, position, self._mark_gathered)
+        if self._training.fetches_ahead:
+            stopwatch.mark(TRANSFER)
         micro_rows = self._micro_rows if self._yielding is None else self._yielding.rows(self._micro_rows)
         parts = parts_of_step(num_rows, micro_rows, self._place, self._rows_done)
         if self._rows_done == 0:
