@@ -82,7 +82,8 @@ def serve_auto(workload: Workload, folder: Path) -> Iterator[Endpoint]:
     data.parent.mkdir(parents=True, exist_ok=True)
     settings = (NATIVE_DOOR, "inference.default_precision=auto")
     with serve(workload, folder, *settings, data=data) as endpoint:
-        wait_for(endpoint.log, runs_best_plan, lambda: None, MEASURE_SECONDS)
+        event = wait_for(endpoint.log, runs_best_plan, lambda: None, MEASURE_SECONDS)
+        print(f"{workload.name} runs {', '.join(event['plans'])}", file=sys.stderr, flush=True)
         yield dataclasses.replace(endpoint, agrees=is_close)
 
 

@@ -10,8 +10,6 @@ import psutil
 
 from tests.benchmarks.serving.rounds import Case, Measured, Results, pairs
 
-DISTURBED = "disturbed: "
-
 
 def machine() -> str:
     """One line about where this was measured."""
@@ -92,7 +90,11 @@ def _line(results: Results, case: Case) -> tuple[object, ...]:
 
 
 def ratios(results: Results, of: str, to: Sequence[str]) -> str:
-    """One side against the best of others: answers a second and p50, as the medians of the ratios within a round."""
+    """One side against the best of others: answers a second and p50, as the medians of the ratios within a round.
+
+    Rounds that were disturbed are left out where there are others; a row without any says so.  Empty when none of the
+    others ran.
+    """
     lines = []
     for model, callers in pairs(results):
         others = [side for side in to if Case(model, callers, side) in results.rounds]
@@ -103,9 +105,11 @@ def ratios(results: Results, of: str, to: Sequence[str]) -> str:
         quickest = min(others, key=lambda side: _median(results, model, callers, side, "p50_ms"))
         rates = _within_rounds(ours, results.rounds[Case(model, callers, fastest)], "answers_per_second")
         waits = _within_rounds(ours, results.rounds[Case(model, callers, quickest)], "p50_ms")
-        lines.append((model, callers, fastest, spread(rates, 2), quickest, spread(waits, 2)))
-    header = ("model", "callers", "most answers/s", f"{of} to it", "least p50", f"{of} to it")
-    return rows(header, lines)
+        compared = [Case(model, callers, side) for side in (of, fastest, quickest)]
+        remark = "disturbed, no result" if any(map(results.was_disturbed, compared)) else ""
+        lines.append((model, callers, fastest, spread(rates, 2), quickest, spread(waits, 2), remark))
+    header = ("model", "callers", "most answers/s", f"{of} to it", "least p50", f"{of} to it", "")
+    return rows(header, lines) if lines else ""
 
 
 def _median(results: Results, model: str, callers: int, side: str, name: str) -> float:
