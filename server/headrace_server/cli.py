@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from headrace_server.house import House
 
 CANNOT_START = 2
+DEVICE_BROKEN = 3
+"""The exit code after a device has broken: a new process may find it whole."""
 
 log = structlog.get_logger()
 
@@ -76,8 +78,11 @@ def serve(
     loaded = _load(config, data, assignments, host, port, model)
     with Log(loaded.settings.telemetry):
         problem = asyncio.run(_serve(loaded.settings))
-    if problem is not None:
+    if isinstance(problem, CannotStart):
         _refuse(problem)
+    if problem:
+        typer.echo(f"headrace-server ends: {problem} answers nothing any more; start it again", err=True)
+        raise typer.Exit(DEVICE_BROKEN)
 
 
 @app.command()
@@ -161,7 +166,8 @@ def _shown(value: object) -> str:
     return os.pathsep.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-async def _serve(chosen: Settings) -> CannotStart | None:
+async def _serve(chosen: Settings) -> CannotStart | str | None:
+    """Serve until told to leave; what was wrong, or the device that broke."""
     from headrace_server.house import House
 
     house = House(chosen)
@@ -173,13 +179,17 @@ async def _serve(chosen: Settings) -> CannotStart | None:
         if not await _unless(leave, house.open()):
             return None
         _say_ready(chosen, house)
-        await leave.wait()
+        await _unless(leave, _until(house.device_has_broken))
         await house.drain()
+        return house.broken_device or None
     except CannotStart as error:
         return error
     finally:
         await house.close()
-    return None
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _on_signal(house: "House", leave: asyncio.Event) -> None:

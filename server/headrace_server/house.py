@@ -63,6 +63,9 @@ class House:
         """The public port, once open."""
         self.metrics_port = -1
         """The port of the Prometheus endpoint, once open; -1 when there is none."""
+        self.device_has_broken = asyncio.Event()
+        """Set when a device answers nothing any more, until the process ends; `broken_device` says which."""
+        self.broken_device = ""
         self._closing = asyncio.Event()
         self._hurry = asyncio.Event()
         self._health = Health(PUBLIC_SERVICES)
@@ -129,6 +132,13 @@ class House:
         await self._stop(self._private.stop, LAST_SECONDS)
         log.info("house.drained")
 
+    def _device_has_broken(self, device: str) -> None:
+        """Stop being ready at once; whoever runs the house drains it and ends the process."""
+        log.error("house.device_broken", device=device)
+        self.broken_device = device
+        self._health.latch()
+        self.device_has_broken.set()
+
     def hurry(self) -> None:
         """Cut short whatever draining waits for."""
         self._hurry.set()
@@ -164,6 +174,7 @@ class House:
         rooms.push_async_callback(self._engine.close)
         await self._engine.sweep()
         self._engine.watch(self._health.tell)
+        self._engine.when_device_breaks(self._device_has_broken)
         launcher = ProcessLauncher()
         rooms.push_async_callback(launcher.close)
         families = Families()

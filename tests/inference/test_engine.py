@@ -27,6 +27,7 @@ from headrace_server.errors import (
     Unsupported,
 )
 from headrace_server.inference import resident
+from headrace_server.inference.backends.backend import DeviceBroken
 from headrace_server.inference.engine import Readiness
 from headrace_server.models.registry import Registry
 from headrace_server.models.version import Artifact, ArtifactFormat, NewVersion
@@ -600,3 +601,24 @@ async def test_closing_answers_everybody_and_ends_every_thread(
 
 def _lane_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("lane-")]
+
+
+async def test_a_broken_device_ends_the_lane_and_is_told_of_once(
+    make_engine: MakeEngine, publish: Publish, backend: ScriptedBackend
+) -> None:
+    await publish(scale())
+    engine = make_engine([backend])
+    broken: list[str] = []
+    engine.when_device_breaks(broken.append)
+    await engine.predict(M, rows(1))
+
+    def fail(_: Tensors) -> Tensors:
+        raise DeviceBroken("cuda:0", "an illegal memory access was encountered")
+
+    backend.act = fail
+
+    results = await asyncio.gather(*(engine.predict(M, rows(n)) for n in range(3)), return_exceptions=True)
+    await until(lambda: bool(broken))
+
+    assert all(isinstance(result, Exception) for result in results)
+    assert broken == ["cuda:0"]

@@ -20,7 +20,7 @@ from headrace_server.errors import (
     Unsupported,
 )
 from headrace_server.inference import ensembles
-from headrace_server.inference.backends.backend import Backend
+from headrace_server.inference.backends.backend import Backend, DeviceBroken
 from headrace_server.inference.backends.onnxruntime import OnnxRuntimeBackend
 from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.inference.batch import Answer, BatchLimits
@@ -140,6 +140,7 @@ class Engine:
             self._snapshots = Snapshots(jobs, templates, self._residency, self._errands)
         self._meters: OrderedDict[tuple[str, str], Meters] = OrderedDict()
         metrics.predictions.add_source(self._counts)
+        self._tell_of_broken_device: Callable[[str], None] = lambda device: None
         self._num_calls = 0
         self._is_draining = False
         self._is_idle = asyncio.Event()
@@ -257,6 +258,10 @@ class Engine:
         """Call `listener` with `models/{model}` and whether any version of it is loaded, whenever that changes."""
         self._residency.watch(listener)
 
+    def when_device_breaks(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with a device that answers nothing any more: only a new process can use it again."""
+        self._tell_of_broken_device = listener
+
     async def sweep(self) -> None:
         """Remove what an earlier process has left; to be called before anything is asked."""
         if self._snapshots is not None:
@@ -373,10 +378,15 @@ class Engine:
     async def _open_with(
         self, version: ModelVersion, backend: str, planned: Planned | None, died: Callable[[Resident], None]
     ) -> Resident:
+        def has_died(resident: Resident) -> None:
+            died(resident)
+            if isinstance(resident.cause_of_death, DeviceBroken):
+                self._tell_of_broken_device(resident.cause_of_death.device)
+
         if planned is not None:
-            resident = await self._loader.open_planned(version, planned, died)
+            resident = await self._loader.open_planned(version, planned, has_died)
         else:
-            resident = await self._loader.open(version, backend, died)
+            resident = await self._loader.open(version, backend, has_died)
         if self._is_draining:
             resident.batcher.drain()
         return resident

@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 
 from headrace_server import _native
-from headrace_server.inference.backends.backend import Session
+from headrace_server.inference.backends.backend import DeviceBroken, Session
 from headrace_server.inference.batcher import Batcher
 
 log = structlog.get_logger()
@@ -95,6 +95,8 @@ def _run(session: Session, batch: _native.Batch, batcher: Batcher) -> _native.Ba
     started_at = time.perf_counter()
     try:
         outputs = session.run(batch.inputs)
+    except DeviceBroken:
+        raise  # no other batch would fare better: the lane ends, and with it the process
     except Exception as error:  # noqa: BLE001 - a model may raise anything
         batcher.fail(batch, error)
         return batcher.take(batch.lane)

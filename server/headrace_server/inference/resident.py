@@ -44,6 +44,8 @@ class Resident:
         self.program = program
         self.backend = backend.name
         self.planned = planned
+        self.cause_of_death: BaseException | None = None
+        """What a lane has died of."""
         self._backend = backend
         self._died = died
         self._loop = asyncio.get_running_loop()
@@ -157,6 +159,7 @@ class Resident:
     def has_died(self, lane: int, error: BaseException) -> None:
         """A lane has ended by a fault."""
         log.error("inference.lane_died", model=str(self.version.name), lane=lane, exc_info=error)
+        self.cause_of_death = error
         self._on_loop(self._died, self)
 
     def _on_loop(self, act: Callable[..., None], *args: object) -> None:

@@ -11,6 +11,7 @@ import pytest
 from headrace_server.errors import ModelFailed
 from headrace_server.inference.engine import Engine
 from headrace_server.inference.improving import Improving, PlanReport, PlanState
+from headrace_server.inference.plans.measurement import Source
 from headrace_server.models.registry import Registry
 from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import ModelVersion
@@ -255,3 +256,38 @@ async def test_twenty_swaps_under_load_fail_no_call(
 
     assert {Precision.FP32, Precision.INT8} <= set(seen)
     await until(lambda: len(engine._residency.residents) == 1, SECONDS)
+
+
+async def test_a_store_that_goes_away_while_a_plan_is_made_leaves_the_old_one_serving(
+    make_engine: MakeEngine, registry: Registry, version: ModelVersion, store: LocalBlobStore
+) -> None:
+    await ask_for(registry, Precision.INT8)
+    engine = make_engine()
+
+    async def refuse(*_: object) -> None:
+        raise OSError("the store is away")
+
+    store.put_file = refuse  # type: ignore[assignment, method-assign]
+    await engine.load(M)
+
+    report = await settled(engine, version)
+
+    assert (report.state, report.running) == (PlanState.FAILED, ("onnxruntime",))
+    assert "the store is away" in report.problem
+    assert (await engine.predict(M, rows())).provenance.precision is Precision.FP32
+
+
+async def test_stored_rows_that_do_not_fit_are_replaced_by_drawn_ones_and_the_plan_says_so(
+    make_engine: MakeEngine, registry: Registry, version: ModelVersion, store: LocalBlobStore
+) -> None:
+    await store.put_bytes(plans_of(make_engine("")).planner.calibration_key(version), b"not rows")
+    await ask_for(registry, Precision.FP32)
+    engine = make_engine("")
+    await engine.load(M)
+
+    report = await settled(engine, version)
+
+    assert report.state is PlanState.CHOSEN, report.problem
+    assert report.measurement is not None
+    assert report.measurement.source is Source.DRAWN
+    assert "cannot be read as safetensors" in report.measurement.why_drawn
