@@ -2,6 +2,7 @@
 
 `fast`          every plan is ten times as fast as the one before it, and exact
 `die:NAME`      dies of a segmentation fault when it tries the plan with this name, else as `fast`
+`split`         every plan is ten times as fast as the one before it, but for single rows, which the first is best at
 `die`           dies before it has said anything
 `hang`          says what it has begun with, and then nothing any more
 """
@@ -41,10 +42,11 @@ def main(behaviour: str, job_file: str) -> None:
         write(Trying(plan=plan.name))
         if behaviour == f"die:{plan.name}":
             os.kill(os.getpid(), signal.SIGSEGV)
-        write(Tried(trial=_trial(job, plan, 0.1**number)))
+        single = 0.1**9 if behaviour == "split" and number == 0 else None
+        write(Tried(trial=_trial(job, plan, 0.1**number, single)))
 
 
-def _trial(job: MeasureJob, plan: Plan, seconds: float) -> Trial:
+def _trial(job: MeasureJob, plan: Plan, seconds: float, single: float | None) -> Trial:
     prepared: PreparedFile | None = None
     if plan.prepared_file is not None:
         target = job.folder / plan.prepared_file
@@ -53,7 +55,10 @@ def _trial(job: MeasureJob, plan: Plan, seconds: float) -> Trial:
     exact = Difference(
         rows=1, max_absolute=0, mean_absolute=0, max_relative=0, min_cosine=1, agreement=None, num_nonfinite=0
     )
-    speeds = tuple(Speed(rows=rows, threads=1, seconds=seconds * rows) for rows in job.sizes)
+    speeds = tuple(
+        Speed(rows=rows, threads=1, seconds=single if single is not None and rows == 1 else seconds * rows)
+        for rows in job.sizes
+    )
     return Trial(plan=plan, differences=(exact,), speeds=speeds, prepared=prepared)
 
 

@@ -363,7 +363,7 @@ class Engine:
                 batch_rows=answer.batch_rows,
                 batch_calls=answer.batch_calls,
             ),
-            provenance=resident.provenance,
+            provenance=resident.provenances[answer.variant],
             staleness=self._staleness(resident.version),
         )
 

@@ -65,7 +65,8 @@ class Resident:
         self._num_borrowed = 0
         self._is_free = asyncio.Event()
         self._is_free.set()
-        self.provenance: Provenance
+        self.provenances: tuple[Provenance, ...]
+        """What may run; an answer says by its `variant` which of them did."""
 
     async def open(self) -> None:
         """Start the lanes and wait until each has a warm session.  Raises what a backend raises; then it is closed."""
@@ -86,15 +87,12 @@ class Resident:
         if self.version.signature.is_batchable and not self._rows_are_independent:
             log.warning("inference.rows_depend_on_each_other", model=str(self.version.name))
             self.batcher.run_alone()
-        self.provenance = Provenance(
-            artifact_digest=self.program.digest,
-            backend=self.backend,
-            precision=sessions[0].precision,
-            device=sessions[0].device,
-            training_job=self.version.lineage.training_job,
-            training_step=self.version.lineage.step,
-            checkpoint_digest=self.version.lineage.checkpoint_digest,
-        )
+        self.provenances = self._provenances(sessions[0])
+
+    @property
+    def provenance(self) -> Provenance:
+        """What runs the largest batches."""
+        return self.provenances[-1]
 
     @property
     def plan_names(self) -> tuple[str, ...]:
@@ -131,6 +129,15 @@ class Resident:
         if not await asyncio.to_thread(self._join):
             log.warning("inference.lane_stuck", model=str(self.version.name), seconds=JOIN_SECONDS)
             self.batcher.close(Draining, abandon=True)
+
+    def _provenances(self, session: Session) -> tuple[Provenance, ...]:
+        job = self.version.lineage.training_job
+        if self.planned is None:
+            return (Provenance(self.program.digest, self.backend, session.precision, session.device, job),)
+        return tuple(
+            Provenance(self.planned.digests[plan.name], plan.runtime, plan.precision, plan.device, job)
+            for plan in self.planned.decision.plans
+        )
 
     def _join(self) -> bool:
         limit = time.monotonic() + JOIN_SECONDS

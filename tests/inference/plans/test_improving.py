@@ -291,3 +291,20 @@ async def test_stored_rows_that_do_not_fit_are_replaced_by_drawn_ones_and_the_pl
     assert report.measurement is not None
     assert report.measurement.source is Source.DRAWN
     assert "cannot be read as safetensors" in report.measurement.why_drawn
+
+
+async def test_each_answer_names_the_plan_that_ran_its_own_batch(
+    make_engine: MakeEngine, registry: Registry, version: ModelVersion
+) -> None:
+    await ask_for(registry, Precision.AUTO)
+    engine = make_engine("split")
+    await engine.load(M)
+    report = await settled(engine, version)
+
+    single = await engine.predict(M, rows(1))
+    several = await engine.predict(M, rows(8))
+
+    assert report.running == ("onnxruntime-fp32", "onnxruntime-int8-static")
+    assert single.provenance.precision is Precision.FP32
+    assert single.provenance.artifact_digest == version.artifacts[0].digest
+    assert several.provenance.precision is Precision.INT8
