@@ -56,7 +56,7 @@ def _trial(job: MeasureJob, plan: Plan, seconds: float, single: float | None) ->
         rows=1, max_absolute=0, mean_absolute=0, max_relative=0, min_cosine=1, agreement=None, num_nonfinite=0
     )
     speeds = tuple(
-        Speed(rows=rows, threads=1, seconds=single if single is not None and rows == 1 else seconds * rows)
+        Speed(rows=rows, threads=1, seconds=single if single is not None and rows == 1 else seconds * (rows + 9))
         for rows in job.sizes
     )
     return Trial(plan=plan, differences=(exact,), speeds=speeds, prepared=prepared)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.models.calibration import CALIBRATION_FILE, read_rows
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.tensors import DataType, Signature, TensorSpec
@@ -17,7 +18,9 @@ from headrace_server.trainers.failures import ExportDiffers
 from headrace_server.trainers.job_file import ExportManifest
 from headrace_server.trainers.loop import Best
 from headrace_server.trainers.tabular.network import Scale, TabularNetwork, TabularProgram
-from headrace_server.trainers.task import Program
+from headrace_server.trainers.tabular.parameters import TabularParameters
+from headrace_server.trainers.tabular.task import build as build_tabular
+from headrace_server.trainers.task import Material, Program
 from tests.doubles.tiny_task import TinyTask
 
 NAMES = ("linear", "a column/with ümlauts, and so on", "_0", "cat")
@@ -118,3 +121,24 @@ def test_the_manifest_is_plain_json(tmp_path: Path) -> None:
     folder = Export(tmp_path / "export", program, lambda *_: None).describe(Best(1, {}, {}), {}, "", {})
 
     assert json.loads((folder / MANIFEST).read_text())["signature"]["inputs"][1]["name"] == NAMES[1]
+
+
+@pytest.mark.parametrize("target", ["kind", "size"])
+def test_what_should_have_been_answered_is_stored_in_the_terms_of_the_first_output(tmp_path: Path, target: str) -> None:
+    path = tmp_path / "flowers.csv"
+    lines = [f"{n % 7}.5,{(n % 2) * 10 + n % 3}.25,{'ab'[n % 2]}" for n in range(60)]
+    path.write_text("\n".join(["width,size,kind", *lines]))
+    material = Material(
+        path=path, format=DatasetFormat.CSV, holdout_fraction=0.25, seed=1, warn=lambda *_: None
+    )  # fmt: skip
+    task = build_tabular(TabularParameters(target=target), material)
+    program = task.program(task.make_network().eval())
+
+    Export(tmp_path / "export", program, lambda *_: None)._write_calibration()
+
+    rows = read_rows(tmp_path / "export" / CALIBRATION_FILE, program.signature)
+    (stored,) = rows.targets.values()
+    assert len(stored) == rows.num_rows
+    sizes = set(range(3)) | {10, 11, 12}
+    allowed = {0.0, 1.0} if target == "kind" else {size + 0.25 for size in sizes}
+    assert {round(float(value), 3) for value in stored} <= allowed

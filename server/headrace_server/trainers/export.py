@@ -85,7 +85,10 @@ class Export:
             spec.name: tensor.numpy() for spec, tensor in zip(signature.inputs, self._program.inputs, strict=True)
         }
         outputs = {spec.name: tensor.numpy() for spec, tensor in zip(signature.outputs, answers, strict=True)}
-        write_rows(bounded(CalibrationRows(inputs, outputs), signature), self._folder / CALIBRATION_FILE)
+        targets = {}
+        if self._program.targets is not None:
+            targets[signature.outputs[0].name] = self._program.targets.numpy()
+        write_rows(bounded(CalibrationRows(inputs, outputs, targets), signature), self._folder / CALIBRATION_FILE)
         self._note(CALIBRATION_FILE, ArtifactFormat.CALIBRATION)
 
     def verify(self) -> dict[str, Parity]:

@@ -68,6 +68,9 @@ class Program:
     signature: Signature
     inputs: tuple[Tensor, ...]
     """Raw inputs of at least one held-out row, to compare the exported program on."""
+    targets: Tensor | None = None
+    """What the first output should have been for these rows: the number of the class where it scores classes, else the
+    value.  Whoever serves the program judges ways of running it by what they lose against these."""
 
 
 class Task(ABC):

@@ -109,7 +109,8 @@ class ImageTask(Task):
         )
         label = TensorSpec(name="label", data_type=DataType.INT64, shape=(-1,))
         module = ImageProgram(network, self._image_size).eval()
-        return Program(module, Signature(inputs=(image,), outputs=(scores, label)), (self._compared,))
+        targets = self.held_out.targets[: len(self._compared)]
+        return Program(module, Signature(inputs=(image,), outputs=(scores, label)), (self._compared,), targets)
 
 
 def _classes(labels: Array) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -166,7 +166,10 @@ class TabularTask(Task):
         assert isinstance(network, TabularNetwork)
         features = self._features
         module = TabularProgram(network, features.is_number, features.scale, self._target_scale)
-        return Program(module.eval(), self._signature(), self._raw_inputs(self._compared))
+        targets = self.held_out.targets[: len(self._compared)]
+        if self._target_scale is not None:
+            targets = self._target_scale.restore(targets)[:, 0]
+        return Program(module.eval(), self._signature(), self._raw_inputs(self._compared), targets)
 
     def _signature(self) -> Signature:
         outputs: tuple[TensorSpec, ...]
