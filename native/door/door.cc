@@ -35,30 +35,30 @@ bool is_stream(plane::Method method) {
 // The methods that the plane answers, as gRPC has its generated services; messages stay bytes.
 class DataPlane final : public grpc::Service {
  public:
-  DataPlane(plane::Plane& plane, Onward& onward, Occupancy& occupancy) {
+  DataPlane(plane::Plane& plane, Onward& onward, Admission& admission) {
     for (std::size_t index = 0; index < plane::kMethodNames.size(); ++index) {
       const auto method = static_cast<plane::Method>(index);
       paths_[index] = "/" + std::string(plane::kMethodNames[index]);
       const auto shape =
           is_stream(method) ? grpc::internal::RpcMethod::BIDI_STREAMING : grpc::internal::RpcMethod::NORMAL_RPC;
       AddMethod(new grpc::internal::RpcServiceMethod(paths_[index].c_str(), shape, nullptr));
-      MarkMethodRawCallback(static_cast<int>(index), handler(plane, onward, occupancy, method));
+      MarkMethodRawCallback(static_cast<int>(index), handler(plane, onward, admission, method));
     }
   }
 
  private:
-  static grpc::internal::MethodHandler* handler(plane::Plane& plane, Onward& onward, Occupancy& occupancy,
+  static grpc::internal::MethodHandler* handler(plane::Plane& plane, Onward& onward, Admission& admission,
                                                 plane::Method method) {
     if (is_stream(method)) {
       return new grpc::internal::CallbackBidiHandler<ByteBuffer, ByteBuffer>(
-          [&plane, &onward, &occupancy, method](grpc::CallbackServerContext* caller) {
-            return converse(plane, onward, occupancy, method, *caller);
+          [&plane, &onward, &admission, method](grpc::CallbackServerContext* caller) {
+            return converse(plane, onward, admission, method, *caller);
           });
     }
     return new grpc::internal::CallbackUnaryHandler<ByteBuffer, ByteBuffer>(
-        [&plane, &onward, &occupancy, method](grpc::CallbackServerContext* caller, const ByteBuffer* request,
+        [&plane, &onward, &admission, method](grpc::CallbackServerContext* caller, const ByteBuffer* request,
                                               ByteBuffer* response) {
-          return answer(plane, onward, occupancy, method, *caller, *request, *response);
+          return answer(plane, onward, admission, method, *caller, *request, *response);
         });
   }
 
@@ -75,9 +75,9 @@ class Door::Parts {
       : options(std::move(chosen)),
         plane(std::move(answering)),
         onward(options),
-        occupancy(options.max_concurrent_calls),
-        passage(onward, occupancy) {
-    if (plane != nullptr) data_plane = std::make_unique<DataPlane>(*plane, onward, occupancy);
+        admission(options.max_concurrent_calls),
+        passage(onward, admission) {
+    if (plane != nullptr) data_plane = std::make_unique<DataPlane>(*plane, onward, admission);
   }
 
   void configure(grpc::ServerBuilder& builder) {
@@ -94,8 +94,7 @@ class Door::Parts {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
-    // What newer gRPC takes at most.
-    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 16 << 10);
+    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxParsedMetadataBytes);
     if (data_plane != nullptr) builder.RegisterService(data_plane.get());
     builder.RegisterCallbackGenericService(&passage);
   }
@@ -103,7 +102,7 @@ class Door::Parts {
   const Options options;
   const std::shared_ptr<plane::Plane> plane;
   Onward onward;
-  Occupancy occupancy;
+  Admission admission;
   Passage passage;
   std::unique_ptr<DataPlane> data_plane;
   int port = 0;
@@ -143,6 +142,6 @@ void Door::hurry() {
   }
 }
 
-std::int64_t Door::calls_in_flight() const { return parts_->occupancy.count(); }
+std::int64_t Door::calls_in_flight() const { return parts_->admission.count(); }
 
 }  // namespace headrace::door

@@ -6,7 +6,6 @@
 #include <grpcpp/server_context.h>
 
 #include <atomic>
-#include <cstdint>
 #include <memory>
 
 #include "door/options.h"
@@ -36,28 +35,6 @@ class Onward {
   grpc::GenericStub stub_;
   std::atomic<bool> is_there_{false};
 };
-
-// How many calls are under way, and how many may be.
-class Occupancy {
- public:
-  explicit Occupancy(std::int64_t limit) : limit_(limit) {}
-
-  bool enter() {
-    if (count_.fetch_add(1, std::memory_order_relaxed) < limit_) return true;
-    leave();
-    return false;
-  }
-  void leave() { count_.fetch_sub(1, std::memory_order_relaxed); }
-  std::int64_t count() const { return count_.load(std::memory_order_relaxed); }
-
- private:
-  const std::int64_t limit_;
-  std::atomic<std::int64_t> count_{0};
-};
-
-inline grpc::Status too_many_calls() {
-  return {grpc::StatusCode::RESOURCE_EXHAUSTED, "the server has as many calls under way as it takes; try again later"};
-}
 
 inline grpc::Status status_of(const plane::Status& status) {
   return {static_cast<grpc::StatusCode>(status.code), status.message, status.details};

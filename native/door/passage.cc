@@ -25,8 +25,8 @@ class Refusal final : public grpc::ServerGenericBidiReactor {
 // the caller may still be written, one while answers are read.
 class Passing final : public grpc::ServerGenericBidiReactor {
  public:
-  Passing(Onward& onward, Occupancy& occupancy, grpc::GenericCallbackServerContext& caller)
-      : onward_(onward), occupancy_(occupancy), caller_(caller), ahead_(*this) {
+  Passing(Onward& onward, Admission& admission, grpc::GenericCallbackServerContext& caller)
+      : onward_(onward), admission_(admission), caller_(caller), ahead_(*this) {
     onward_.prepare(caller_, ahead_context_);
     onward_.stub().PrepareBidiStreamingCall(&ahead_context_, caller_.method(), {}, &ahead_);
     ahead_.AddMultipleHolds(2);
@@ -34,7 +34,7 @@ class Passing final : public grpc::ServerGenericBidiReactor {
     StartRead(&from_caller_);
   }
 
-  ~Passing() override { occupancy_.leave(); }
+  ~Passing() override { admission_.leave(); }
 
   // From the caller.
 
@@ -122,7 +122,7 @@ class Passing final : public grpc::ServerGenericBidiReactor {
   }
 
   Onward& onward_;
-  Occupancy& occupancy_;
+  Admission& admission_;
   grpc::GenericCallbackServerContext& caller_;
   grpc::ClientContext ahead_context_;
   Ahead ahead_;
@@ -136,8 +136,8 @@ class Passing final : public grpc::ServerGenericBidiReactor {
 }  // namespace
 
 grpc::ServerGenericBidiReactor* Passage::CreateReactor(grpc::GenericCallbackServerContext* context) {
-  if (!occupancy_.enter()) return new Refusal(too_many_calls());
-  return new Passing(onward_, occupancy_, *context);
+  if (const auto refusal = admission_.enter(*context)) return new Refusal(*refusal);
+  return new Passing(onward_, admission_, *context);
 }
 
 }  // namespace headrace::door

@@ -7,6 +7,7 @@
 
 #include <grpcpp/generic/async_generic_service.h>
 
+#include "door/admission.h"
 #include "door/onward.h"
 
 namespace headrace::door {
@@ -14,13 +15,13 @@ namespace headrace::door {
 class Passage final : public grpc::CallbackGenericService {
  public:
   // Both outlive the passage.
-  Passage(Onward& onward, Occupancy& occupancy) : onward_(onward), occupancy_(occupancy) {}
+  Passage(Onward& onward, Admission& admission) : onward_(onward), admission_(admission) {}
 
   grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext* context) override;
 
  private:
   Onward& onward_;
-  Occupancy& occupancy_;
+  Admission& admission_;
 };
 
 }  // namespace headrace::door

@@ -73,12 +73,12 @@ class Part final : public grpc::ClientUnaryReactor, public plane::PassedCall {
 
 class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Stream {
  public:
-  Streaming(plane::Plane& plane, Onward& onward, Occupancy& occupancy, plane::Method method,
+  Streaming(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method,
             grpc::CallbackServerContext& caller)
-      : onward_(onward), occupancy_(occupancy), caller_(caller),
+      : onward_(onward), admission_(admission), caller_(caller),
         conversation_(plane.converse(method, info_of(caller), *this)) {}
 
-  ~Streaming() override { occupancy_.leave(); }
+  ~Streaming() override { admission_.leave(); }
 
   void start() { conversation_->start(); }
 
@@ -121,7 +121,7 @@ class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Str
 
  private:
   Onward& onward_;
-  Occupancy& occupancy_;
+  Admission& admission_;
   grpc::CallbackServerContext& caller_;
   const std::shared_ptr<plane::Conversation> conversation_;
   ByteBuffer received_;
@@ -130,10 +130,10 @@ class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Str
 
 }  // namespace
 
-grpc::ServerGenericBidiReactor* converse(plane::Plane& plane, Onward& onward, Occupancy& occupancy,
+grpc::ServerGenericBidiReactor* converse(plane::Plane& plane, Onward& onward, Admission& admission,
                                          plane::Method method, grpc::CallbackServerContext& caller) {
-  if (!occupancy.enter()) return new Refusal(too_many_calls());
-  auto* stream = new Streaming(plane, onward, occupancy, method, caller);
+  if (const auto refusal = admission.enter(caller)) return new Refusal(*refusal);
+  auto* stream = new Streaming(plane, onward, admission, method, caller);
   stream->start();
   return stream;
 }

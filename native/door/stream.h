@@ -3,12 +3,13 @@
 
 #include <grpcpp/generic/async_generic_service.h>
 
+#include "door/admission.h"
 #include "door/onward.h"
 #include "plane/plane.h"
 
 namespace headrace::door {
 
-grpc::ServerGenericBidiReactor* converse(plane::Plane& plane, Onward& onward, Occupancy& occupancy,
+grpc::ServerGenericBidiReactor* converse(plane::Plane& plane, Onward& onward, Admission& admission,
                                          plane::Method method, grpc::CallbackServerContext& caller);
 
 }  // namespace headrace::door

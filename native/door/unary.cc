@@ -25,12 +25,12 @@ class Refusal final : public grpc::ServerUnaryReactor {
 
 class Answering final : public grpc::ServerUnaryReactor, public plane::Responder {
  public:
-  Answering(plane::Plane& plane, Onward& onward, Occupancy& occupancy, plane::Method method,
+  Answering(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method,
             grpc::CallbackServerContext& caller, const grpc::ByteBuffer& request, grpc::ByteBuffer& response)
-      : onward_(onward), occupancy_(occupancy), method_(method), caller_(caller), request_(request),
+      : onward_(onward), admission_(admission), method_(method), caller_(caller), request_(request),
         response_(response), exchange_(plane.open(method, info_of(caller), *this)) {}
 
-  ~Answering() override { occupancy_.leave(); }
+  ~Answering() override { admission_.leave(); }
 
   void start() { exchange_->start(bytes_of(request_)); }
 
@@ -92,7 +92,7 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
   };
 
   Onward& onward_;
-  Occupancy& occupancy_;
+  Admission& admission_;
   const plane::Method method_;
   grpc::CallbackServerContext& caller_;
   const grpc::ByteBuffer& request_;
@@ -119,11 +119,11 @@ plane::CallInfo info_of(const grpc::CallbackServerContext& caller) {
   return info;
 }
 
-grpc::ServerUnaryReactor* answer(plane::Plane& plane, Onward& onward, Occupancy& occupancy, plane::Method method,
+grpc::ServerUnaryReactor* answer(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method,
                                  grpc::CallbackServerContext& caller, const grpc::ByteBuffer& request,
                                  grpc::ByteBuffer& response) {
-  if (!occupancy.enter()) return new Refusal(too_many_calls());
-  auto* call = new Answering(plane, onward, occupancy, method, caller, request, response);
+  if (const auto refusal = admission.enter(caller)) return new Refusal(*refusal);
+  auto* call = new Answering(plane, onward, admission, method, caller, request, response);
   call->start();
   return call;
 }

@@ -14,6 +14,7 @@ import grpc
 
 from headrace_server import _native
 from headrace_server.errors import Draining
+from headrace_server.rpc.server import BEHIND_DOOR
 from headrace_server.rpc.status import status_of
 
 SERVICE = "plain.Service"
@@ -161,7 +162,7 @@ async def open_passage(
 ) -> AsyncIterator[Passage]:
     """Put a door in front of a plain service until the block ends."""
     service = PlainService()
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_message_bytes)])
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_message_bytes), *BEHIND_DOOR])
     server.add_generic_rpc_handlers((service.methods(),))
     server.add_insecure_port(f"unix:{folder}/s")
     await server.start()

@@ -45,7 +45,7 @@ _COMMON: Options = (
 )
 
 # The door lets through as much as callers may send, and adds who they are.
-_BEHIND_DOOR: Options = (("grpc.max_metadata_size", 32 << 10), ("grpc.absolute_max_metadata_size", 64 << 10))
+BEHIND_DOOR: Options = (("grpc.max_metadata_size", 32 << 10), ("grpc.absolute_max_metadata_size", 64 << 10))
 
 
 def options(max_message_bytes: int) -> Options:
@@ -76,7 +76,7 @@ def public_server(
     Behind a native door it leaves to it what is counted there: calls, and the size of their metadata.
     """
     server = grpc.aio.server(
-        options=(*options(settings.max_message_bytes), *(_BEHIND_DOOR if is_behind_door else ())),
+        options=(*options(settings.max_message_bytes), *(BEHIND_DOOR if is_behind_door else ())),
         maximum_concurrent_rpcs=None if is_behind_door else settings.max_concurrent_calls,
     )
     # Handlers are asked in this order, so the busiest come first.

@@ -1,0 +1,217 @@
+"""Callers who mean ill, or have gone away in the middle: a clear end, bounded memory, and nobody else notices."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from headrace_server import _native
+from tests.doubles.plain_service import Passage, open_passage
+from tests.doubles.until import until
+
+pytestmark = pytest.mark.skipif(not _native.door_built, reason="built without gRPC for C++")
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+MIB = 1 << 20
+TRAILERS, RESET = 1, 3
+"""Kinds of frames that can end a stream."""
+
+
+@pytest.fixture
+async def passage(tmp_path: Path) -> AsyncIterator[Passage]:
+    async with open_passage(tmp_path) as opened:
+        yield opened
+
+
+async def still_answers(passage: Passage) -> None:
+    assert await passage.method("echo")(b"still here", timeout=10) == b"still here"
+
+
+def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+    return struct.pack(">I", len(content))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + content
+
+
+def headers(path: bytes, stream: int, *, is_end: bool = False, more: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
+    """A request that begins: literal fields, nothing indexed."""
+    fields = (
+        *((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")),
+        *((b"content-type", b"application/grpc"), (b"te", b"trailers")),
+        *more,
+    )
+    block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
+    return frame(1, 4 | is_end, stream, block)
+
+
+def _text(content: bytes) -> bytes:
+    if len(content) < 127:
+        return bytes([len(content)]) + content
+    rest, number = len(content) - 127, [127]
+    while rest >= 128:
+        number.append(rest % 128 | 128)
+        rest //= 128
+    return bytes([*number, rest]) + content
+
+
+def dial(passage: Passage, *frames: bytes) -> socket.socket:
+    line = socket.create_connection(("127.0.0.1", passage.door.port), 5)
+    line.sendall(PREFACE + EMPTY_SETTINGS + b"".join(frames))
+    return line
+
+
+def is_hung_up(line: socket.socket) -> bool:
+    """Whether the door has ended the connection; reads what it said before."""
+    line.settimeout(10)
+    try:
+        while line.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+def kinds_of_frames(line: socket.socket, stream: int) -> set[int]:
+    """The kinds of frames of a stream that come until it ends."""
+    line.settimeout(10)
+    kinds: set[int] = set()
+    with line.makefile("rb") as said:
+        while not kinds & {TRAILERS, RESET}:
+            head = said.read(9)
+            said.read(int.from_bytes(head[:3], "big"))
+            if int.from_bytes(head[5:9], "big") == stream:
+                kinds.add(head[3])
+    return kinds
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0" * 1000,
+        PREFACE + b"\xff" * 100,
+        PREFACE + EMPTY_SETTINGS + frame(0, 0, 0, b"data of no stream"),
+        PREFACE + EMPTY_SETTINGS + frame(8, 0, 0, b"\0\0\0\0"),
+        PREFACE + EMPTY_SETTINGS + frame(1, 4, 1, b"\xff" * 40),
+    ],
+)
+async def test_noise_is_hung_up_on(passage: Passage, noise: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", passage.door.port), 5) as line:
+        line.sendall(noise)
+        line.shutdown(socket.SHUT_WR)
+        assert await asyncio.to_thread(is_hung_up, line)
+
+    await still_answers(passage)
+
+
+async def test_connections_that_come_and_vanish_leave_nothing(passage: Passage) -> None:
+    await still_answers(passage)
+    num_files = psutil.Process().num_fds()
+    for index in range(200):
+        line = dial(passage, *([headers(b"/plain.Service/wait", 1)] if index % 2 else []))
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, index % 3))
+        line.close()
+
+    await still_answers(passage)
+    await until(lambda: psutil.Process().num_fds() <= num_files + 4)
+    await until(lambda: passage.door.calls_in_flight == 0)
+
+
+async def test_calls_that_begin_and_go_no_further_hold_nobody_up(passage: Passage) -> None:
+    begun = [headers(b"/plain.Service/sum", 2 * index + 1) for index in range(50)]
+    with dial(passage, *begun):
+        await until(lambda: passage.door.calls_in_flight == 50)
+        await still_answers(passage)
+
+    await until(lambda: passage.door.calls_in_flight == 0)
+
+
+async def test_a_message_that_says_it_is_huge_is_refused_before_it_comes(passage: Passage) -> None:
+    announced = b"\0" + struct.pack(">I", (1 << 32) - 1)
+    with dial(passage, headers(b"/plain.Service/echo", 1), frame(0, 0, 1, announced + b"x" * 100)) as line:
+        assert await asyncio.to_thread(kinds_of_frames, line, 1) & {TRAILERS, RESET}
+
+    await still_answers(passage)
+    await until(lambda: passage.door.calls_in_flight == 0)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [[(f"x-{index}", "v" * 100) for index in range(1000)], [("x-long", "v" * 100_000)]],
+    ids=["many fields", "one long field"],
+)
+async def test_a_flood_of_metadata_is_refused_alone(passage: Passage, metadata: list[tuple[str, str]]) -> None:
+    other = passage.method("wait")(b"")
+    await passage.service.waiting.wait()
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await passage.method("echo")(b"", metadata=metadata, timeout=10)
+
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    passage.service.go_on.set()
+    await other  # over the same connection
+    await still_answers(passage)
+
+
+async def test_metadata_up_to_what_gives_a_clear_answer_arrives(passage: Passage) -> None:
+    await passage.method("echo")(b"", metadata=[("other-long", "v" * 12_000)])
+
+    assert len(str(passage.service.metadata[0]["other-long"])) == 12_000
+
+
+async def test_readers_who_stop_reading_cost_little_and_hold_nobody_up(passage: Passage) -> None:
+    await still_answers(passage)
+    before = psutil.Process().memory_info().rss
+    calls: list[Any] = [passage.method("flood")(b"%d" % MIB) for _ in range(8)]
+    for call in calls:
+        await call.read()
+    last = -1
+    while last != passage.service.num_written:
+        last = passage.service.num_written
+        await asyncio.sleep(0.5)  # nothing tells that nothing will happen
+
+    await still_answers(passage)
+    assert psutil.Process().memory_info().rss - before < 8 * 64 * MIB  # caller, door and service are all in here
+
+    for call in calls:
+        call.cancel()
+    await until(lambda: passage.door.calls_in_flight == 0)
+
+
+@pytest.mark.parametrize("num_idle", [500])
+async def test_idle_connections_are_cheap(passage: Passage, num_idle: int) -> None:
+    lines = [dial(passage) for _ in range(20)]
+    before = psutil.Process().memory_info().rss
+    lines += [dial(passage) for _ in range(num_idle)]
+    try:
+        await still_answers(passage)
+        await asyncio.to_thread(_read_settings, lines)
+
+        assert psutil.Process().memory_info().rss - before < num_idle * 100_000
+        await still_answers(passage)
+    finally:
+        for line in lines:
+            line.close()
+    await still_answers(passage)
+
+
+def _read_settings(lines: list[socket.socket]) -> None:
+    """Wait until every connection has been welcomed."""
+    for line in lines:
+        line.settimeout(20)
+        assert line.recv(9)
+
+
+async def test_a_deadline_that_has_passed_ends_a_call_at_once(passage: Passage) -> None:
+    with dial(passage, headers(b"/plain.Service/wait", 1, more=((b"grpc-timeout", b"0n"),))):
+        await asyncio.sleep(0.2)  # whenever it ends, nothing is left of it
+        await until(lambda: passage.door.calls_in_flight == 0)
+
+    await still_answers(passage)
