@@ -4,6 +4,7 @@
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/impl/rpc_service_method.h>
 #include <grpcpp/impl/service_type.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/server_callback.h>
@@ -95,6 +96,8 @@ class Door::Parts {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxParsedMetadataBytes);
+    // gRPC refuses a message that is too large only when it has all of it; so what has come and waits is bounded here.
+    builder.SetResourceQuota(grpc::ResourceQuota("headrace").Resize(static_cast<std::size_t>(options.max_buffered_bytes)));
     if (data_plane != nullptr) builder.RegisterService(data_plane.get());
     builder.RegisterCallbackGenericService(&passage);
   }

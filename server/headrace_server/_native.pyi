@@ -212,6 +212,7 @@ class Door:
         address: str,
         complete_server: str,
         max_message_bytes: int,
+        max_buffered_bytes: int,
         max_concurrent_calls: int,
         gone_code: int,
         gone_message: str,

@@ -54,6 +54,9 @@ class ServerSettings(_Section):
     max_message_bytes: int = Field(
         64 * MIB, ge=2 * MIB, description="Largest message in either direction; files travel in pieces of 1 MiB."
     )
+    max_buffered_bytes: int = Field(
+        GIB, ge=16 * MIB, description="What may wait in the native door to be read; beyond it calls are cancelled."
+    )
     max_concurrent_calls: int = Field(8192, ge=1, description="Calls under way, streams included; more are refused.")
     drain_seconds: float = Field(30, ge=0, description="How long calls in flight may take to finish on shutdown.")
     pre_stop_seconds: float = Field(

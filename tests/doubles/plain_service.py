@@ -158,7 +158,11 @@ class Passage:
 
 @asynccontextmanager
 async def open_passage(
-    folder: Path, *, max_message_bytes: int = 4 << 20, max_concurrent_calls: int = 100, **files: str
+    folder: Path,
+    *,
+    max_message_bytes: int = 4 << 20,
+    max_buffered_bytes: int = 1 << 30,
+    max_concurrent_calls: int = 100,
 ) -> AsyncIterator[Passage]:
     """Put a door in front of a plain service until the block ends."""
     service = PlainService()
@@ -171,11 +175,11 @@ async def open_passage(
         address="127.0.0.1:0",
         complete_server=f"unix:{folder}/s",
         max_message_bytes=max_message_bytes,
+        max_buffered_bytes=max_buffered_bytes,
         max_concurrent_calls=max_concurrent_calls,
         gone_code=gone.code,
         gone_message=gone.message,
         gone_details=gone.SerializeToString(),
-        **files,
     )
     assert door.bind()
     door.open()

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ pytestmark = pytest.mark.skipif(not _native.door_built, reason="built without gR
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 MIB = 1 << 20
-TRAILERS, RESET = 1, 3
-"""Kinds of frames that can end a stream."""
 
 
 @pytest.fixture
@@ -78,19 +77,6 @@ def is_hung_up(line: socket.socket) -> bool:
     return True
 
 
-def kinds_of_frames(line: socket.socket, stream: int) -> set[int]:
-    """The kinds of frames of a stream that come until it ends."""
-    line.settimeout(10)
-    kinds: set[int] = set()
-    with line.makefile("rb") as said:
-        while not kinds & {TRAILERS, RESET}:
-            head = said.read(9)
-            said.read(int.from_bytes(head[:3], "big"))
-            if int.from_bytes(head[5:9], "big") == stream:
-                kinds.add(head[3])
-    return kinds
-
-
 @pytest.mark.parametrize(
     "noise",
     [
@@ -133,13 +119,34 @@ async def test_calls_that_begin_and_go_no_further_hold_nobody_up(passage: Passag
     await until(lambda: passage.door.calls_in_flight == 0)
 
 
-async def test_a_message_that_says_it_is_huge_is_refused_before_it_comes(passage: Passage) -> None:
-    announced = b"\0" + struct.pack(">I", (1 << 32) - 1)
-    with dial(passage, headers(b"/plain.Service/echo", 1), frame(0, 0, 1, announced + b"x" * 100)) as line:
-        assert await asyncio.to_thread(kinds_of_frames, line, 1) & {TRAILERS, RESET}
+SENDS_MUCH = """
+import grpc, sys
+channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.max_send_message_length", -1)])
+try:
+    channel.unary_unary("/plain.Service/echo")(b"x" * (600 << 20), timeout=60)
+except grpc.RpcError as error:
+    print(error.code().name)
+"""
 
-    await still_answers(passage)
-    await until(lambda: passage.door.calls_in_flight == 0)
+
+@pytest.mark.slow
+async def test_a_huge_message_is_refused_and_never_held_as_a_whole(tmp_path: Path) -> None:
+    async with open_passage(tmp_path, max_buffered_bytes=64 * MIB) as passage:
+        await still_answers(passage)
+        own = psutil.Process()
+        before, most = own.memory_info().rss, 0
+        words = (sys.executable, "-c", SENDS_MUCH, f"127.0.0.1:{passage.door.port}")
+        sender = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+        while sender.returncode is None:
+            most = max(most, own.memory_info().rss)
+            await asyncio.sleep(0.02)
+        assert sender.stdout is not None
+        said = await sender.stdout.read()
+
+        assert said.strip() in (b"RESOURCE_EXHAUSTED", b"UNAVAILABLE")
+        assert most - before < 256 * MIB
+        await still_answers(passage)
+        await until(lambda: passage.door.calls_in_flight == 0)
 
 
 @pytest.mark.parametrize(

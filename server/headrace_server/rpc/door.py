@@ -98,6 +98,7 @@ class _NativeDoor:
             address=address_of(settings.host, settings.port),
             complete_server=complete_server,
             max_message_bytes=settings.max_message_bytes,
+            max_buffered_bytes=settings.max_buffered_bytes,
             max_concurrent_calls=settings.max_concurrent_calls,
             gone_code=gone.code,
             gone_message=gone.message,
