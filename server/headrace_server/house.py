@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,12 +17,13 @@ import structlog
 
 from headrace_server.database.database import Database
 from headrace_server.datasets.catalog import Catalog
-from headrace_server.devices import find_devices
+from headrace_server.devices import available_memory_bytes, find_devices
 from headrace_server.errors import CannotStart, HeadraceError
 from headrace_server.inference.engine import Engine
 from headrace_server.inference.plans.planner import Planner
 from headrace_server.inference.programs import Programs
 from headrace_server.launchers.process import ProcessLauncher
+from headrace_server.launchers.warm_pool import Warmth
 from headrace_server.models.plan_records import PlanRecords
 from headrace_server.models.registry import Registry
 from headrace_server.names import is_id
@@ -47,6 +49,9 @@ from headrace_server.training.live_jobs import LiveJobs
 
 QUIET_SECONDS = 0.1
 """Nobody called for so long: callers have noticed that the server is leaving."""
+WARM_FOLDER = ".warm"  # no id of a job begins with a dot
+WARM_MEMORY_BYTES = 2 << 30
+"""Memory that must be free for a worker to be kept ready: about four times what one takes."""
 LAST_SECONDS = 2.0
 """What calls that are still there at the very end may take to leave, however long everything before took."""
 
@@ -175,7 +180,7 @@ class House:
         await self._engine.sweep()
         self._engine.watch(self._health.tell)
         self._engine.when_device_breaks(self._device_has_broken)
-        launcher = ProcessLauncher()
+        launcher = ProcessLauncher(warmth=self._warmth(folder.work))
         rooms.push_async_callback(launcher.close)
         families = Families()
         self._desk = TrainingDesk(
@@ -218,6 +223,18 @@ class House:
         self._door = bind_door(kind, public, settings.server, folder.public_socket)
         rooms.push_async_callback(self._door.close, 0)
         self.port = self._door.port
+
+    def _warmth(self, work: Path) -> Warmth | None:
+        training = self.settings.training
+        if training.warm_workers == 0:
+            return None
+        return Warmth(
+            work / WARM_FOLDER,
+            training.warm_workers,
+            training.warm_seconds,
+            lambda: available_memory_bytes() > WARM_MEMORY_BYTES,
+            self.metrics.warm_workers.set,
+        )
 
     async def _open_metrics(self) -> None:
         telemetry = self.settings.telemetry

@@ -89,6 +89,10 @@ class TrainingSettings(_Section):
     restart_backoff_seconds: float = Field(
         0.5, ge=0, description="Wait before the first replacement; doubles, to 30 s."
     )
+    warm_workers: int = Field(
+        1, ge=0, le=64, description="Workers kept ready for the next job once there was a first; 0: none."
+    )
+    warm_seconds: float = Field(600, gt=0, description="How long after the last job began they are kept.")
     on_shutdown: Literal["suspend", "detach"] = Field(
         "suspend",
         description="On shutdown, workers checkpoint and end (suspend) or train on and re-attach later (detach).",

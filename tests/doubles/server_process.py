@@ -113,7 +113,14 @@ class ServerProcess:
         await self.ended()
 
     def agents(self) -> list[psutil.Process]:
-        """The agents that it has started and that still run."""
+        """The agents of jobs that it has started and that still run."""
+        return [agent for agent in self._all_agents() if not _is_waiting(agent)]
+
+    def waiting_agents(self) -> list[psutil.Process]:
+        """Those that it keeps ready for the next job."""
+        return [agent for agent in self._all_agents() if _is_waiting(agent)]
+
+    def _all_agents(self) -> list[psutil.Process]:
         children = psutil.Process(self.pid).children()
         return [child for child in children if "headrace_server.worker" in " ".join(child.cmdline())]
 
@@ -133,6 +140,13 @@ class ServerProcess:
                 self._read.notify_all()
         async with self._read:
             self._read.notify_all()
+
+
+def _is_waiting(agent: psutil.Process) -> bool:
+    try:
+        return "/.warm/" in agent.cwd()
+    except psutil.Error:
+        return False
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from headrace.training.v1 import training_event_pb2 as event_pb
 from headrace.training.v1 import training_job_pb2 as job_pb
 from headrace.training.v1 import training_service_pb2 as pb
 from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace_server.launchers.processes import is_alive
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import Callers, end_processes_of, running
 from tests.doubles.until import until
@@ -57,11 +58,14 @@ async def test_a_paused_training_leaves_no_process_survives_a_kill_and_ends_as_i
 
             assert answer.job.state == State.STATE_PAUSING
             await until(lambda: server.agents() == [])
+            await until(lambda: len(server.waiting_agents()) == 1)
             with pytest.raises(grpc.aio.AioRpcError) as refusal:
                 await callers.training.DeleteTrainingJob(pb.DeleteTrainingJobRequest(name=name))
             assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            waiting = server.waiting_agents()
             await server.kill()
             await watching
+            await until(lambda: not any(is_alive(agent) for agent in waiting))
 
         async with running(data) as (server, callers):
             assert server.agents() == []

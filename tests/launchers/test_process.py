@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from headrace_server.launchers.launcher import CannotLaunch
-from headrace_server.launchers.process import AGENT_LOG_FILE, AGENT_PID_FILE, ProcessLauncher, clean_environment
-from headrace_server.launchers.processes import MARK, is_alive, recall, record
+from headrace_server.launchers.process import AGENT_LOG_FILE, ProcessLauncher, clean_environment
+from headrace_server.launchers.processes import AGENT_PID_FILE, MARK, is_alive, recall, record
 from headrace_server.names import JobName
 from tests.doubles.until import until
 

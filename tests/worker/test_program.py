@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from headrace_server.launchers.process import AGENT_LOG_FILE, AGENT_PID_FILE, TRAINER_PID_FILE, ProcessLauncher
-from headrace_server.launchers.processes import is_alive
+from headrace_server.launchers.process import AGENT_LOG_FILE, TRAINER_PID_FILE, ProcessLauncher
+from headrace_server.launchers.processes import AGENT_PID_FILE, is_alive
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.trainers.recipe import Epochs, Recipe
 from headrace_server.trainers.reports import PhaseChanged, StepCompleted

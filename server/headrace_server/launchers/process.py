@@ -18,6 +18,7 @@ import structlog
 
 from headrace_server.launchers.launcher import CannotLaunch, Formation, Launcher
 from headrace_server.launchers.processes import (
+    AGENT_PID_FILE,
     MARK,
     POLL_SECONDS,
     descendants,
@@ -29,9 +30,9 @@ from headrace_server.launchers.processes import (
     recall,
     record,
 )
+from headrace_server.launchers.warm_pool import WAIT, WarmPool, Warmth
 
 AGENT_COMMAND = (sys.executable, "-P", "-m", "headrace_server.worker")
-AGENT_PID_FILE = "agent.pid"
 TRAINER_PID_FILE = "trainer.pid"
 AGENT_LOG_FILE = "agent.log"
 
@@ -51,13 +52,20 @@ class _AgentProcess(subprocess.Popen[bytes]):
 class ProcessLauncher(Launcher):
     """See the module.  `environment` is what the server runs with; only harmless parts of it are passed on."""
 
-    def __init__(self, command: Sequence[str] = AGENT_COMMAND, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str] = AGENT_COMMAND,
+        environment: Mapping[str, str] | None = None,
+        warmth: Warmth | None = None,
+    ) -> None:
+        """`warmth` says how many agents are started ahead of their jobs; None: none are."""
         self._command = tuple(command)
         self._environment = clean_environment(os.environ if environment is None else environment)
         self._children: dict[int, _AgentProcess] = {}  # by the descriptor that tells of their end
         self._launched: dict[
             tuple[str, int], _AgentProcess
         ] = {}  # by job and attempt, until `kill` has made sure that nothing is left
+        self._pool = None if warmth is None else WarmPool(warmth, self._spawn_waiting, self._watch)
 
     def form(self, job: str, attempt: int, num_ranks: int) -> Formation:
         """All ranks are on this machine, where they find each other by themselves."""
@@ -65,6 +73,10 @@ class ProcessLauncher(Launcher):
 
     async def launch(self, job: str, attempt: int, folder: Path) -> None:
         """Start an agent.  A call that is cancelled leaves none behind that `kill` would not find."""
+        if self._pool is not None and (waiting := await self._pool.take(folder)) is not None:
+            self._launched[job, attempt] = waiting
+            log.info("launcher.agent_taken", job=job, attempt=attempt, pid=waiting.pid)
+            return
         spawning = asyncio.get_running_loop().run_in_executor(None, self._spawn, folder)
         try:
             process = await asyncio.shield(spawning)
@@ -96,7 +108,9 @@ class ProcessLauncher(Launcher):
         return num_killed
 
     async def close(self) -> None:
-        """Let go of the agents, which live on."""
+        """Let go of the agents, which live on, except those that have no job."""
+        if self._pool is not None:
+            await self._pool.close()
         for descriptor in list(self._children):
             self._unwatch(descriptor)
 
@@ -121,6 +135,21 @@ class ProcessLauncher(Launcher):
             process.wait()
             raise
         return process
+
+    def _spawn_waiting(self, slot: Path) -> _AgentProcess:
+        slot.mkdir(parents=True, mode=0o700)
+        with (slot / AGENT_LOG_FILE).open("ab") as output:
+            return _AgentProcess(
+                [*self._command, WAIT, str(slot)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                bufsize=0,
+                cwd=slot,
+                env={**self._environment, MARK: str(slot.resolve())},
+                start_new_session=True,
+                close_fds=True,
+            )
 
     def _watch(self, process: _AgentProcess) -> None:
         """Take note of the process's end as soon as it comes, so that no zombie stays, without a thread that waits."""

@@ -22,6 +22,10 @@ from headrace_server.launchers.launcher import CannotKill
 MARK = "AGENT_FOLDER"
 """The environment variable whose value, the attempt's folder, marks everything that runs for the attempt."""
 
+AGENT_PID_FILE = "agent.pid"
+MARK_FILE = "agent.mark"
+"""In an attempt's folder: the mark that its processes carry instead, when they were started ahead of it."""
+
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.01
 
@@ -31,6 +35,13 @@ def record(file: Path, pid: int) -> None:
     draft = file.with_name(f"{file.name}.draft")
     draft.write_text(json.dumps({"pid": pid, "born": _birth(pid)}), encoding="utf-8")
     draft.replace(file)
+
+
+def adopt_mark(folder: Path, mark: str) -> None:
+    """Note that the processes of the attempt in `folder` carry another mark: they were started ahead of it."""
+    draft = folder / f"{MARK_FILE}.draft"
+    draft.write_text(mark, encoding="utf-8")
+    draft.replace(folder / MARK_FILE)
 
 
 def recall(file: Path) -> psutil.Process | None:
@@ -72,7 +83,8 @@ def descendants(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
 
 def find_marked(folder: Path) -> set[psutil.Process]:
     """All processes that carry the mark of the attempt in `folder`."""
-    return {process for process in _all_processes() if _is_marked(process, folder)}
+    marks = _marks(folder)
+    return {process for process in _all_processes() if _is_marked(process, marks)}
 
 
 def find_session(session: int, leader: psutil.Process | None, folder: Path) -> set[psutil.Process]:
@@ -83,8 +95,9 @@ def find_session(session: int, leader: psutil.Process | None, folder: Path) -> s
     """
     if session <= 0:
         return set()
+    marks = _marks(folder)
     members = {process for process in _all_processes() if _session_of(process) == session}
-    is_ours = (leader is not None and leader.pid == session) or any(_is_marked(process, folder) for process in members)
+    is_ours = (leader is not None and leader.pid == session) or any(_is_marked(process, marks) for process in members)
     return members if is_ours else set()
 
 
@@ -136,12 +149,19 @@ def _all_processes() -> Iterable[psutil.Process]:
             yield psutil.Process(pid)
 
 
-def _is_marked(process: psutil.Process, folder: Path) -> bool:
+def _marks(folder: Path) -> frozenset[bytes]:
+    marks = {str(folder)}
+    with contextlib.suppress(OSError):
+        marks.add((folder / MARK_FILE).read_text(encoding="utf-8"))
+    return frozenset(f"{MARK}={mark}".encode() for mark in marks)
+
+
+def _is_marked(process: psutil.Process, marks: frozenset[bytes]) -> bool:
     try:
         environment = Path(f"/proc/{process.pid}/environ").read_bytes()
     except OSError:  # gone, or another user's
         return False
-    return f"{MARK}={folder}".encode() in environment.split(b"\0")
+    return not marks.isdisjoint(environment.split(b"\0"))
 
 
 def _session_of(process: psutil.Process) -> int | None:

@@ -73,6 +73,7 @@ class Metrics:
             "headrace_worker_restarts", "Workers that were lost and replaced, by cause: died, silent, fenced.",
             ["cause"], registry=registry,
         )  # fmt: skip
+        self.warm_workers = Gauge("headrace_warm_workers", "Workers that wait for a job.", registry=registry)
         self.preemptions = Counter(
             "headrace_preemptions", "Jobs that gave their place to one of higher priority.", registry=registry
         )

@@ -12,7 +12,14 @@ from typing import NoReturn, assert_never
 
 from pydantic import ValidationError
 
-from headrace_server.trainers.reports import TRAINER_COMMAND, ProfileCommand, StopCommand, TrainerReport
+from headrace_server.trainers.reports import (
+    TRAINER_COMMAND,
+    ProfileCommand,
+    StopCommand,
+    TakeCommand,
+    TrainerCommand,
+    TrainerReport,
+)
 
 ABANDONED = 4
 """The exit code when the agent is gone."""
@@ -57,6 +64,8 @@ class Commands:
                 self.stop.set()
             case ProfileCommand(num_steps=num_steps):
                 self.profiles.put(num_steps)
+            case TakeCommand():
+                os.write(sys.stderr.fileno(), b"trainer: it has a job already\n")
             case _:
                 assert_never(command)
 
@@ -64,6 +73,20 @@ class Commands:
 def follow_commands(descriptor: int, commands: Commands, abandon: Callable[[str], object]) -> None:
     """Read commands until the agent is gone, in a thread of its own that never keeps the process alive."""
     threading.Thread(target=_read_commands, args=(descriptor, commands, abandon), name="commands", daemon=True).start()
+
+
+def read_command(descriptor: int) -> TrainerCommand | None:
+    """Wait for one command; None when the agent is gone, or says something unknown.
+
+    Reads byte by byte: what follows belongs to whoever reads next.
+    """
+    line = b""
+    while (byte := os.read(descriptor, 1)) not in (b"", b"\n") and len(line) < _MAX_COMMAND_BYTES:
+        line += byte
+    try:
+        return TRAINER_COMMAND.validate_json(line)
+    except ValidationError:
+        return None
 
 
 def end_at_once(why: str) -> NoReturn:

@@ -16,16 +16,24 @@ from pydantic import ValidationError
 
 from headrace_server.errors import HeadraceError
 from headrace_server.trainers.job_file import JobFile
-from headrace_server.trainers.pipe import Commands, ReportPipe, end_at_once, follow_commands
-from headrace_server.trainers.reports import Failed, Finished, Stopped
+from headrace_server.trainers.pipe import Commands, ReportPipe, end_at_once, follow_commands, read_command
+from headrace_server.trainers.reports import Failed, Finished, Ready, Stopped, TakeCommand
 
 FINISHED, UNREADABLE, FAILED = 0, 2, 3
+WAIT = "--wait"
+"""With the number of a descriptor for reports: load everything, and wait for the job on standard input."""
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do the job that the file named by the only argument describes."""
     _die_with_parent()
+    _share_processors()
+    if len(arguments) == 2 and arguments[0] == WAIT:
+        taken = _wait_for_job(int(arguments[1]))
+        if taken is None:
+            return FINISHED
+        arguments = [taken]
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m headrace_server.trainers JOB.json\n")
         return UNREADABLE
@@ -34,12 +42,25 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValidationError) as error:
         sys.stderr.write(f"{arguments[0]}: {error}\n")
         return UNREADABLE
-    _share_processors()
     commands = Commands()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: commands.stop.set())
     follow_commands(sys.stdin.fileno(), commands, end_at_once)
     return _do(job, ReportPipe(job.report_descriptor, end_at_once), commands)
+
+
+def _wait_for_job(descriptor: int) -> str | None:
+    """Load everything, say so, and wait; the path of a job file, or None when there will be no job."""
+    from headrace_server.trainers.warm import warm_up
+
+    warm_up()
+    ReportPipe(descriptor, end_at_once).write(Ready())
+    command = read_command(sys.stdin.fileno())
+    if not isinstance(command, TakeCommand):
+        return None
+    os.environ.update(command.environment)
+    os.chdir(Path(command.job_file).parent)
+    return command.job_file
 
 
 def _share_processors() -> None:

@@ -96,6 +96,12 @@ class ProfileWritten(_Line):
     num_steps: int
 
 
+class Ready(_Line):
+    """A trainer that was started ahead of its job has loaded everything, and waits for TakeCommand."""
+
+    kind: Literal["ready"] = "ready"
+
+
 class Failed(_Line):
     """The trainer cannot go on, and trying again would not help.  Its last report."""
 
@@ -118,7 +124,8 @@ class Finished(_Line):
 
 
 TrainerReport = Annotated[
-    StepCompleted
+    Ready
+    | StepCompleted
     | EvaluationCompleted
     | PhaseChanged
     | WarningRaised
@@ -146,5 +153,14 @@ class ProfileCommand(_Line):
     num_steps: int = Field(ge=1, le=1000)
 
 
-TrainerCommand = Annotated[StopCommand | ProfileCommand, Field(discriminator="command")]
+class TakeCommand(_Line):
+    """Do the job that a file describes; only to a trainer that waits for one."""
+
+    command: Literal["take"] = "take"
+    job_file: str
+    environment: dict[str, str] = {}
+    """Variables to set first."""
+
+
+TrainerCommand = Annotated[StopCommand | ProfileCommand | TakeCommand, Field(discriminator="command")]
 TRAINER_COMMAND: TypeAdapter[TrainerCommand] = TypeAdapter(TrainerCommand)

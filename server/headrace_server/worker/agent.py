@@ -35,6 +35,7 @@ from headrace_server.worker.outbox import Bounds, Outbox
 from headrace_server.worker.persistence import Persistence
 from headrace_server.worker.publisher import Publisher, Shelf
 from headrace_server.worker.race import race
+from headrace_server.worker.spare import SpareTrainer
 from headrace_server.worker.spool import Spool
 from headrace_server.worker.trainer_process import TRAINER_COMMAND
 from headrace_server.worker.watch import Ending, Watch
@@ -70,7 +71,16 @@ class Ways:
 class Agent:
     """One attempt at one job.  `folder` is where its assignment lies; its processes are marked with that."""
 
-    def __init__(self, assignment: Assignment, folder: Path, store: BlobStore, ways: Ways | None = None) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        folder: Path,
+        store: BlobStore,
+        ways: Ways | None = None,
+        spare: SpareTrainer | None = None,
+    ) -> None:
+        """`spare` is a trainer that was started ahead of its job."""
+        self._spare = spare
         self._assignment = assignment
         self._folder = folder
         self._store = store
@@ -119,9 +129,15 @@ class Agent:
         except* Dismissed as group:
             log.warning("agent.dismissed", why=str(group.exceptions[0]))
         finally:
+            await self._end_spare()
             await asyncio.to_thread(self._clean_up)
             await self._outbox.close()
         return False
+
+    async def _end_spare(self) -> None:
+        """End a trainer that was started ahead of its job, and may have got none."""
+        if self._spare is not None:
+            await asyncio.to_thread(self._spare.tree.kill)
 
     @property
     def _trainer_folder(self) -> Path:
@@ -134,6 +150,7 @@ class Agent:
             outage = tasks.create_task(self._stop_when_store_is_lost())
             publishing = tasks.create_task(self._publisher.run())
             ended = await self._attempt()
+            await self._end_spare()
             publishing.cancel()
             await self._outbox.add([ended])
             log.info("agent.ended", outcome=ended.outcome, exit_code=ended.exit_code, signal=ended.signal)
@@ -208,10 +225,12 @@ class Agent:
             environment={**clean_environment(os.environ), MARK: str(self._folder.resolve())},
             command=self._ways.trainer_command,
             exit_seconds=self._ways.exit_seconds,
+            waiting=None if self._spare is None else self._spare.trainer,
             num_ranks=self._assignment.num_ranks,
             formation=self._assignment.formation,
         )
-        self._watch = Watch(start, self._orders, self._outbox, self._publisher.publish, self._ways.counters)
+        tree = None if self._spare is None else self._spare.tree
+        self._watch = Watch(start, self._orders, self._outbox, self._publisher.publish, self._ways.counters, tree)
         return await self._watch.run(lambda pid: record(self._folder / TRAINER_PID_FILE, pid))
 
     async def _finish_publishing(self) -> bool:

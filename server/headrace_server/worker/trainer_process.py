@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from headrace_server.trainers.job_file import JobFile
-from headrace_server.trainers.reports import TRAINER_REPORT, ProfileCommand, StopCommand, TrainerReport
+from headrace_server.trainers.process import WAIT
+from headrace_server.trainers.reports import TRAINER_REPORT, TakeCommand, TrainerCommand, TrainerReport
 from headrace_server.training.events import LogSource
 from headrace_server.worker.lines import LineCutter
 from headrace_server.worker.output import Output
@@ -62,29 +64,40 @@ class TrainerProcess:
             path = folder / (JOB_FILE if rank == 0 else f"job-{rank}.json")
             content = job_file(write_end).model_dump_json()
             await asyncio.to_thread(path.write_text, content, encoding="utf-8")
-            # In this very thread: the kernel ends the trainer with the thread that started it (PR_SET_PDEATHSIG).
-            process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program
-                [*command, str(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(write_end,),
-                start_new_session=True,
-                cwd=folder,
-                env=dict(environment),
-            )
+            process = _spawn([*command, str(path)], write_end, folder, environment)
         except BaseException:
             os.close(read_end)
             raise
         finally:
             os.close(write_end)
+        return await cls._connected(process, read_end, output, f"[rank {rank}] " if rank else "")
+
+    @classmethod
+    async def take(
+        cls,
+        waiting: "WaitingTrainer",
+        job_file: Callable[[int], JobFile],
+        folder: Path,
+        output: Output,
+        variables: Mapping[str, str],
+    ) -> "TrainerProcess":
+        """Give a job to a trainer that was started ahead of it.  Otherwise like `start`."""
+        path = folder / JOB_FILE
+        content = job_file(waiting.report_descriptor).model_dump_json()
+        await asyncio.to_thread(path.write_text, content, encoding="utf-8")
+        trainer = await cls._connected(waiting.process, waiting.read_end, output, "")
+        trainer.command(TakeCommand(job_file=str(path), environment=dict(variables)))
+        return trainer
+
+    @classmethod
+    async def _connected(
+        cls, process: "subprocess.Popen[bytes]", read_end: int, output: Output, prefix: str
+    ) -> "TrainerProcess":
         reports = asyncio.StreamReader(limit=_CHUNK_BYTES)
         trainer = cls(process, reports)
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
         await trainer._connect(os.fdopen(read_end, "rb", buffering=0), asyncio.StreamReaderProtocol(reports))
-        prefix = f"[rank {rank}] " if rank else ""
         await trainer._connect(process.stdout, output.stream(LogSource.STDOUT, prefix))
         await trainer._connect(process.stderr, output.stream(LogSource.STDERR, prefix))
         return trainer
@@ -101,7 +114,7 @@ class TrainerProcess:
         if rest is not None:
             yield [Garbage(rest, "it ended in the middle of a line")]
 
-    def command(self, command: StopCommand | ProfileCommand) -> None:
+    def command(self, command: TrainerCommand) -> None:
         """Tell it something.  Harmless when it is gone, or does not listen."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
@@ -127,12 +140,53 @@ class TrainerProcess:
             self.ended.set_result(code)
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingTrainer:
+    """A trainer without a job: it loads what every training needs, and then waits.  Nobody reads what it writes yet."""
+
+    process: "subprocess.Popen[bytes]"
+    read_end: int
+    """Our end of its report pipe."""
+    report_descriptor: int
+    """The number that its own end has in the trainer."""
+
+    @classmethod
+    def start(cls, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> "WaitingTrainer":
+        """Start one.  Raises OSError."""
+        read_end, write_end = os.pipe()
+        try:
+            process = _spawn([*command, WAIT, str(write_end)], write_end, folder, environment)
+        except BaseException:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        return cls(process, read_end, write_end)
+
+
 class Garbage:
     """A line on the report pipe that is no report."""
 
     def __init__(self, line: bytes, problem: str) -> None:
         excerpt = line[:200].decode(errors="replace")
         self.text = f"not a report: {excerpt!r}{'…' if len(line) > 200 else ''} ({problem})"
+
+
+def _spawn(
+    arguments: Sequence[str], write_end: int, folder: Path, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start a process in this very thread: the kernel ends it with the thread that started it (PR_SET_PDEATHSIG)."""
+    return subprocess.Popen(  # noqa: S603 - our own program
+        arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=(write_end,),
+        start_new_session=True,
+        cwd=folder,
+        env=dict(environment),
+    )
 
 
 def _read(line: bytes) -> "TrainerReport | Garbage":

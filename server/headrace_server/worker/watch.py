@@ -19,6 +19,7 @@ from headrace_server.trainers.reports import (
     Finished,
     ProfileCommand,
     ProfileWritten,
+    Ready,
     StopCommand,
     Stopped,
     WarningRaised,
@@ -70,8 +71,11 @@ class Watch:
         outbox: Outbox,
         publish: Callable[[CheckpointWritten | ExportWritten], None],
         counters: MemoryCounters | None = None,
+        tree: ProcessTree | None = None,
     ) -> None:
+        """`tree` holds a trainer that was started ahead of its job."""
         self._start = start
+        self._tree = tree
         self._orders = orders
         self._outbox = outbox
         self._publish = publish
@@ -97,7 +101,7 @@ class Watch:
 
         Raises OSError when it cannot be started, CannotKill when something of it cannot be ended.  Cancelled, it kills.
         """
-        tree = ProcessTree()
+        tree = self._tree or ProcessTree()
         killed_before = await asyncio.to_thread(self._counters.num_killed)
         try:
             world = await World.start(self._start, self._output, tree, self._orders.ring)
@@ -178,6 +182,8 @@ class Watch:
                         passing = []
                         world.note_last_word(index)
                         self._take_last_word(report, rank)
+                    case Ready():
+                        continue  # it was waited for by nobody: the job was there before, or it is by now
                     case WarningRaised():
                         passing.append(report)
                     case _ if index > 0:

@@ -18,7 +18,7 @@ from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.reports import ProfileCommand, StopCommand
 from headrace_server.worker.output import Output
 from headrace_server.worker.process_tree import ProcessTree
-from headrace_server.worker.trainer_process import TRAINER_COMMAND, TrainerProcess
+from headrace_server.worker.trainer_process import TRAINER_COMMAND, TrainerProcess, WaitingTrainer
 
 EXIT_SECONDS = 20.0
 """How long a trainer may take to exit after its last report."""
@@ -35,6 +35,8 @@ class TrainerStart:
     environment: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = TRAINER_COMMAND
     exit_seconds: float = EXIT_SECONDS
+    waiting: WaitingTrainer | None = None
+    """A trainer that was started ahead of its job, to be the first rank."""
     num_ranks: int = 1
     """How many run on this host."""
     formation: Formation = field(default_factory=Formation)
@@ -61,12 +63,14 @@ class World:
         ranks: list[TrainerProcess] = []
         try:
             for local in range(start.num_ranks):
-                environment = start.environment
-                if (size := formation.num_nodes * start.num_ranks) > 1:
-                    environment = {**environment, **_rank_variables(first_rank + local, local, start, size, address)}
-                trainer = await TrainerProcess.start(
-                    start.command, start.job_file, start.folder, environment, output, first_rank + local
-                )
+                variables = _rank_variables(first_rank + local, local, start, address)
+                if local == 0 and start.waiting is not None:
+                    trainer = await TrainerProcess.take(start.waiting, start.job_file, start.folder, output, variables)
+                else:
+                    environment = {**start.environment, **variables}
+                    trainer = await TrainerProcess.start(
+                        start.command, start.job_file, start.folder, environment, output, first_rank + local
+                    )
                 ranks.append(trainer)
                 tree.root(trainer.pid)
         except BaseException:
@@ -138,8 +142,11 @@ class World:
         on_end()
 
 
-def _rank_variables(rank: int, local: int, start: TrainerStart, size: int, address: str) -> dict[str, str]:
-    """What torchrun tells its processes."""
+def _rank_variables(rank: int, local: int, start: TrainerStart, address: str) -> dict[str, str]:
+    """What torchrun tells its processes; nothing where one trains alone."""
+    size = start.formation.num_nodes * start.num_ranks
+    if size == 1:
+        return {}
     host, _, port = address.rpartition(":")
     return {
         "RANK": str(rank),
