@@ -10,6 +10,8 @@ void bind_refusals(pybind11::module_& module);
 
 void bind_gather(pybind11::module_& module);
 
+void bind_gate(pybind11::module_& module);
+
 void bind_cuda_gather(pybind11::module_& module);
 
 void bind_batching(pybind11::module_& module);

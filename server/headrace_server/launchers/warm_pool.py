@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ LOG_FILE = "agent.log"
 REFILL_SECONDS = 3.0
 """How long after a launch the place in the pool is filled again: loading would slow the job's own beginning down."""
 FAREWELL_SECONDS = 5.0
+STALE_SECONDS = 3600.0
+"""Nothing waits so long without its folder being changed, and then still begins there."""
 
 ProcessT = TypeVar("ProcessT", bound="subprocess.Popen[bytes]")
 
@@ -93,6 +96,7 @@ class WarmPool(Generic[ProcessT]):
     async def _keep(self) -> None:
         """Keep the pool full until it has not been used for long."""
         loop = asyncio.get_running_loop()
+        await asyncio.to_thread(_sweep, self._warmth.folder)
         while (left := self._used_at + self._warmth.seconds - loop.time()) > 0:
             self._bell.clear()
             await asyncio.sleep(min(REFILL_SECONDS, left))
@@ -130,7 +134,7 @@ class WarmPool(Generic[ProcessT]):
         dead = [(process, slot) for process, slot in self._waiting if process.poll() is not None]
         self._waiting = deque(each for each in self._waiting if each not in dead)
         for process, slot in dead:
-            await asyncio.to_thread(_let_go, process, slot)
+            await asyncio.to_thread(_end, process, slot)
 
     async def _end_all(self) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -139,7 +143,10 @@ class WarmPool(Generic[ProcessT]):
 
 
 def _hand_over(process: "subprocess.Popen[bytes]", slot: Path, folder: Path) -> bool:
-    """Make a waiting agent the agent of an attempt; whether it still was there."""
+    """Make a waiting agent the agent of an attempt; whether it still was there.
+
+    The folder that it waited in is its own to remove: it may still be about to begin there.
+    """
     folder = folder.resolve()
     assert process.stdin is not None
     try:
@@ -150,23 +157,31 @@ def _hand_over(process: "subprocess.Popen[bytes]", slot: Path, folder: Path) -> 
     except OSError:
         return False
     finally:
-        _let_go(process, slot)
+        _hang_up(process)
     return process.poll() is None
 
 
 def _end(process: "subprocess.Popen[bytes]", slot: Path) -> None:
     """Let a waiting agent end, which takes its trainer along; by force when it does not."""
-    _let_go(process, slot)
+    _hang_up(process)
     try:
         process.wait(FAREWELL_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    shutil.rmtree(slot, ignore_errors=True)
 
 
-def _let_go(process: "subprocess.Popen[bytes]", slot: Path) -> None:
-    """Close the line to an agent, whatever was said over it, and remove the folder that it waited in."""
+def _hang_up(process: "subprocess.Popen[bytes]") -> None:
+    """Close the line to an agent, whatever was said over it."""
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()
-    shutil.rmtree(slot, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what agents of earlier servers have left that were killed."""
+    with contextlib.suppress(OSError):
+        for slot in folder.iterdir():
+            if slot.stat().st_mtime < time.time() - STALE_SECONDS:
+                shutil.rmtree(slot, ignore_errors=True)

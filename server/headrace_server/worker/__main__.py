@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ async def _wait(slot: Path, ways: Ways) -> int:
         if folder is None:
             return 0
         os.chdir(folder)
+        await asyncio.to_thread(shutil.rmtree, slot, ignore_errors=True)
         return await _work(folder, ways, spare)
     finally:
         await asyncio.to_thread(spare.tree.kill)
