@@ -22,6 +22,7 @@ from headrace_server.errors import CannotStart, HeadraceError
 from headrace_server.inference.engine import Engine
 from headrace_server.inference.plans.planner import Planner
 from headrace_server.inference.programs import Programs
+from headrace_server.kernels.gate import ServingGate
 from headrace_server.launchers.process import ProcessLauncher
 from headrace_server.launchers.warm_pool import Warmth
 from headrace_server.models.plan_records import PlanRecords
@@ -49,6 +50,7 @@ from headrace_server.training.live_jobs import LiveJobs
 
 QUIET_SECONDS = 0.1
 """Nobody called for so long: callers have noticed that the server is leaving."""
+GATE_FILE = "gate"
 WARM_FOLDER = ".warm"  # no id of a job begins with a dot
 WARM_MEMORY_BYTES = 2 << 30
 """Memory that must be free for a worker to be kept ready: about four times what one takes."""
@@ -173,8 +175,14 @@ class House:
             records = PlanRecords(database)
             return Planner(store, records, programs, folder.scratch, settings.inference, devices)
 
+        gate_file = folder.root / GATE_FILE
+        try:
+            gate = await asyncio.to_thread(ServingGate, gate_file)
+        except OSError as error:
+            raise CannotStart(f"the gate between serving and training cannot be made: {error}") from error
+        rooms.callback(gate.close)
         self._engine = Engine(
-            registry, store, settings.inference, self.metrics, folder.scratch, jobs=jobs, plans=planner
+            registry, store, settings.inference, self.metrics, folder.scratch, jobs=jobs, plans=planner, gate=gate
         )
         rooms.push_async_callback(self._engine.close)
         await self._engine.sweep()
@@ -195,6 +203,7 @@ class House:
             worker_address=f"unix:{folder.socket}",
             workspaces=folder.work,
             store_root=folder.store,
+            gate=gate_file,
             quiet_seconds=settings.server.heartbeat_seconds,
             devices=lambda: devices,
         )

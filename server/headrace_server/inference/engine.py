@@ -47,6 +47,7 @@ from headrace_server.inference.programs import Programs
 from headrace_server.inference.residency import Residency
 from headrace_server.inference.resident import Resident
 from headrace_server.inference.tally import Statistics
+from headrace_server.kernels.gate import ServingGate
 from headrace_server.memory import Ledger
 from headrace_server.models.registry import Registry
 from headrace_server.models.serving import ServingOptions
@@ -80,11 +81,12 @@ class Engine:
         jobs: Jobs | None = None,
         plans: Callable[[Programs], Planner] | None = None,
         ledger: Ledger | None = None,
+        gate: ServingGate | None = None,
     ) -> None:
         """`scratch` is a folder for copies of programs.  `backends` in the order of preference; by default all.
 
         `jobs` shows the checkpoints of jobs that may answer; none do without.  `plans` makes the planner; without one,
-        versions run with their registered programs.
+        versions run with their registered programs.  Every batch passes through `gate`, where trainings wait meanwhile.
         """
         self._registry = registry
         self._settings = settings
@@ -107,6 +109,7 @@ class Engine:
             metrics,
             self._meters_of,
             planner,
+            gate,
         )
         self._errands = Errands()
         self._residency = Residency(

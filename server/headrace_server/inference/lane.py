@@ -15,6 +15,7 @@ import structlog
 from headrace_server import _native
 from headrace_server.inference.backends.backend import DeviceBroken, Session
 from headrace_server.inference.batcher import Batcher
+from headrace_server.kernels.gate import ServingGate
 
 log = structlog.get_logger()
 
@@ -48,13 +49,22 @@ class Lane:
 
     @classmethod
     def start(
-        cls, number: int, name: str, open_session: Callable[[], Session], batcher: Batcher, watcher: Watcher
+        cls,
+        number: int,
+        name: str,
+        open_session: Callable[[], Session],
+        batcher: Batcher,
+        watcher: Watcher,
+        gate: ServingGate | None = None,
     ) -> "Lane":
-        """Begin to open the session; `watcher` hears how that went.  It ends when the batcher is closed."""
+        """Begin to open the session; `watcher` hears how that went.  It ends when the batcher is closed.
+
+        Every batch passes through `gate`, where trainings wait meanwhile that give way.
+        """
         thread = threading.Thread(
             # A run that never returns must not keep the process alive.
             target=_live,
-            args=(number, open_session, batcher, watcher),
+            args=(number, open_session, batcher, watcher, gate),
             name=f"lane-{name}-{number}",
             daemon=True,
         )
@@ -67,7 +77,13 @@ class Lane:
         return not self.thread.is_alive()
 
 
-def _live(number: int, open_session: Callable[[], Session], batcher: Batcher, watcher: Watcher) -> None:
+def _live(
+    number: int,
+    open_session: Callable[[], Session],
+    batcher: Batcher,
+    watcher: Watcher,
+    gate: ServingGate | None,
+) -> None:
     try:
         session = open_session()
     except BaseException as error:  # noqa: BLE001 - whoever waits for the model must hear of everything
@@ -78,7 +94,7 @@ def _live(number: int, open_session: Callable[[], Session], batcher: Batcher, wa
         batcher.set_input_types(number, getattr(session, "input_types", {}))
         batch = batcher.take(number)
         while batch is not None:
-            batch = _run(session, batch, batcher)
+            batch = _run(session, batch, batcher, gate)
     except BaseException as error:  # noqa: BLE001 - callers must be answered, whatever it is
         problem = f"a lane died of {type(error).__name__}: {error}"
         batcher.close(lambda: DeadLaneError(problem), abandon=True)
@@ -90,11 +106,15 @@ def _live(number: int, open_session: Callable[[], Session], batcher: Batcher, wa
             log.exception("inference.session_not_closed", lane=number)
 
 
-def _run(session: Session, batch: _native.Batch, batcher: Batcher) -> _native.Batch | None:
+def _run(session: Session, batch: _native.Batch, batcher: Batcher, gate: ServingGate | None) -> _native.Batch | None:
     """Run a batch and give it back; return the next one, or None when the batcher is closed."""
     started_at = time.perf_counter()
     try:
-        outputs = session.run(batch.inputs)
+        if gate is None:
+            outputs = session.run(batch.inputs)
+        else:
+            with gate.passing():
+                outputs = session.run(batch.inputs)
     except DeviceBroken:
         raise  # no other batch would fare better: the lane ends, and with it the process
     except Exception as error:  # noqa: BLE001 - a model may raise anything

@@ -17,6 +17,7 @@ from headrace_server.inference.plans.planner import Planned, Planner
 from headrace_server.inference.plans.sessions import PlannedBackend
 from headrace_server.inference.programs import Program, Programs
 from headrace_server.inference.resident import Resident
+from headrace_server.kernels.gate import ServingGate
 from headrace_server.models.version import ModelVersion
 from headrace_server.telemetry.metrics import Metrics
 
@@ -35,8 +36,10 @@ class Loader:
         metrics: Metrics,
         meters_of: Callable[[ModelVersion], Meters],
         planner: Planner | None,
+        gate: ServingGate | None = None,
     ) -> None:
-        """`backends` in the order of preference."""
+        """`backends` in the order of preference.  Every batch passes through `gate`."""
+        self._gate = gate
         self._programs = programs
         self._backends = tuple(backends)
         self._limits = limits
@@ -66,7 +69,7 @@ class Loader:
         artifact = version.artifact(backend.format)
         assert artifact is not None
         program = await self._programs.fetch(version, artifact)
-        resident = Resident(version, program, backend, self._limits, self._meters_of(version), died)
+        resident = Resident(version, program, backend, self._limits, self._meters_of(version), died, gate=self._gate)
         return await self._opened(resident, lambda: self._programs.release(program))
 
     async def open_planned(self, version: ModelVersion, planned: Planned, died: Died) -> Resident:
@@ -79,7 +82,7 @@ class Loader:
         limits = dataclasses.replace(
             self._limits, max_batch_rows=decision.max_batch_rows, num_lanes=decision.busy_sessions
         )
-        resident = Resident(version, program, backend, limits, self._meters_of(version), died, planned)
+        resident = Resident(version, program, backend, limits, self._meters_of(version), died, planned, self._gate)
         backend.num_waiting = lambda: resident.batcher.waiting_rows
         return await self._opened(resident, lambda: planner.release(planned))
 

@@ -16,6 +16,7 @@ from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.prediction import Provenance
 from headrace_server.inference.programs import Program
 from headrace_server.inference.warm_up import warm_up
+from headrace_server.kernels.gate import ServingGate
 from headrace_server.models.version import ModelVersion
 
 JOIN_SECONDS = 5.0
@@ -35,10 +36,11 @@ class Resident:
         meters: Meters,
         died: Callable[["Resident"], None],
         planned: Planned | None = None,
+        gate: ServingGate | None = None,
     ) -> None:
         """`died` is called on the loop when a lane has ended by a fault: every call has been answered then.
 
-        `planned` is what `backend` opens; None for the registered program as it is.
+        `planned` is what `backend` opens; None for the registered program as it is.  Every batch passes through `gate`.
         """
         self.version = version
         self.program = program
@@ -48,6 +50,7 @@ class Resident:
         """What a lane has died of."""
         self._backend = backend
         self._died = died
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self.batcher = Batcher(
             str(version.name),
@@ -74,7 +77,7 @@ class Resident:
         try:
             for number in range(self._num_lanes):
                 self._opened.append(self._loop.create_future())
-                self._lanes.append(Lane.start(number, name, self._open_session, self.batcher, self))
+                self._lanes.append(Lane.start(number, name, self._open_session, self.batcher, self, self._gate))
             sessions = await asyncio.gather(*self._opened)
         except BaseException:
             # Lanes that are still opening close what they open as soon as they see that the batcher is closed.

@@ -1,14 +1,13 @@
 """Lets a training wait, between micro-batches, while predictions run on the same device.
 
 The server holds a `ServingGate` and passes through it with every batch; each trainer holds a `TrainingGate` on the same
-file.  Neither side can block the other for ever: a gate whose server is gone is open, and a training waits only as long
-as leaves it the share of time that it was promised.
+file.  Neither side can block the other for ever: a gate whose server is gone is open, and a wait has an end.
 
 Knows nothing of models and trainings.  The native module does the work; `wait` lets go of the GIL.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +26,10 @@ class ServingGate:
         Raises OSError when it cannot be made, or when another process serves with it.
         """
         self._gate = _native.Gate.serve(str(path))
+
+    def close(self) -> None:
+        """Let another process have the gate; nothing may pass any more."""
+        del self._gate
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -52,38 +55,16 @@ class ServingGate:
 class TrainingGate:
     """The side that trains.  One thread waits."""
 
-    def __init__(self, path: Path, *, min_share: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`min_share`, 0 to 1, is the share of its time that the training goes on however much is served.
-
-        Raises OSError when there is no such file, ValueError when it is no gate.
-        """
+    def __init__(self, path: Path) -> None:
+        """Raises OSError when there is no such file, ValueError when it is no gate."""
         self._gate = _native.Gate.train(str(path))
-        self._min_share = min_share
-        self._clock = clock
-        self._resumed_at = clock()
         self.waited_seconds = 0.0
         """In all, so far."""
 
-    @classmethod
-    def open(cls, path: Path, *, min_share: float = 0.0) -> "TrainingGate":
-        """The gate in a file."""
-        return cls(path, min_share=min_share)
-
-    def wait(self, max_seconds: float = LONGEST_WAIT_SECONDS) -> float:
-        """Wait until nothing is served, or for so long; returns how many seconds that took."""
+    def wait(self, max_seconds: float) -> float:
+        """Wait until nothing is served, or for so long, or `LONGEST_WAIT_SECONDS`; returns how many seconds it took."""
         waited = self._gate.wait(min(max_seconds, LONGEST_WAIT_SECONDS))
         self.waited_seconds += waited
-        return waited
-
-    def give_way(self) -> float:
-        """Between two micro-batches: wait as `wait`, but no longer than the training's share of time allows.
-
-        What it has computed since the last time, divided by its share, is the time that both may take together.
-        """
-        computed = self._clock() - self._resumed_at
-        allowed = computed * (1 / self._min_share - 1) if self._min_share > 0 else LONGEST_WAIT_SECONDS
-        waited = self.wait(allowed)
-        self._resumed_at = self._clock()
         return waited
 
     @property

@@ -33,6 +33,8 @@ class JobFile(BaseModel):
     """A checkpoint folder to continue from."""
     start_from: Path | None = None
     """A file of weights (safetensors) to begin with, where there is no checkpoint to continue from."""
+    gate: Path | None = None
+    """Where to wait while predictions run, for a training that gives way to them."""
     report_descriptor: int
     """The file descriptor that reports go to, one JSON object a line."""
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from headrace_server import __version__
 from headrace_server.errors import HeadraceError, InvalidDataset, InvalidSpec, Violation
+from headrace_server.kernels.gate import TrainingGate
 from headrace_server.trainers.arithmetic import choose_device, choose_precision, use_algorithms, use_threads
 from headrace_server.trainers.catalogue import Families
 from headrace_server.trainers.checkpoint import read_checkpoint, read_weights
@@ -28,8 +29,10 @@ from headrace_server.trainers.loop import Best, Loop, Outcome
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.randomness import Use, derive_seed
 from headrace_server.trainers.ranks import Place, World, joined
+from headrace_server.trainers.recipe import Sharing
 from headrace_server.trainers.reports import ExportWritten, PhaseChanged, TrainerReport, WarningRaised
 from headrace_server.trainers.task import BuildTask, Material, Task
+from headrace_server.trainers.yielding import Yielding
 
 
 class Training:
@@ -139,12 +142,21 @@ class Training:
             versions=self._environment,
             world=world,
             profiling=self._profiling(),
+            yielding=self._yielding(),
         )
         if self._job.resume_from is not None:
             loop.restore(read_checkpoint(self._job.resume_from))
         elif self._job.start_from is not None:
             loop.begin_with(read_weights(self._job.start_from))
         return loop
+
+    def _yielding(self) -> Yielding | None:
+        placement = self._job.recipe.placement
+        if self._job.gate is None or placement.mode is not Sharing.YIELD:
+            return None
+        # Ranks must agree on their micro-batches, and their sizes decide the last bits.
+        adapts = self._place.size == 1 and not self._job.recipe.deterministic
+        return Yielding(TrainingGate(self._job.gate), placement, self._device, adapts=adapts)
 
     def _profiling(self) -> Profiling | None:
         if self._profiles is None or self._place.rank > 0:

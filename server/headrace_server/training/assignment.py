@@ -53,6 +53,8 @@ class Assignment(BaseModel):
     """Where this machine stands among those whose ranks train together."""
     store_patience_seconds: float = 600
     """How long the store may refuse before the attempt is given up."""
+    gate: Path | None = None
+    """Where trainings wait that give way to predictions; None where nothing is served."""
     store_root: Path
     """The folder of the LocalBlobStore, which server and agent share."""
     checkpoint_prefix: str

@@ -77,12 +77,13 @@ class TrainingDesk:
         workspaces: Path,
         store_root: Path,
         quiet_seconds: float,
+        gate: Path | None = None,
         devices: Callable[[], Devices],
     ) -> None:
         """`quiet_seconds`: after how long with nothing to say a reader gets None (`server.heartbeat_seconds`).
 
         `worker_address` is where agents dial, `workspaces` the folder in which each has one of its own, `store_root`
-        the folder of the store that they share.
+        the folder of the store that they share, `gate` the file where those wait that give way to predictions.
         """
         self._settings = settings
         self._metrics = metrics
@@ -93,7 +94,7 @@ class TrainingDesk:
         self._jobs = JobStore(database, self._journals, settings, metrics)
         self._admission = Admission(families, datasets, StartPoints(models, self._jobs, store), devices)
         self._workers = Workers(
-            launcher, settings, worker_address=worker_address, workspaces=workspaces, store_root=store_root
+            launcher, settings, worker_address=worker_address, workspaces=workspaces, store_root=store_root, gate=gate
         )
         self._leftovers = Leftovers(store, models)
         publisher = Publisher(store, models)

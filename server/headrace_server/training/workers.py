@@ -45,7 +45,9 @@ class Workers:
         worker_address: str,
         workspaces: Path,
         store_root: Path,
+        gate: Path | None = None,
     ) -> None:
+        self._gate = gate
         self._launcher = launcher
         self._settings = settings
         self._worker_address = worker_address
@@ -75,6 +77,7 @@ class Workers:
             num_ranks=job.spec.num_ranks // formation.num_nodes,
             formation=formation,
             store_patience_seconds=self._settings.store_patience_seconds,
+            gate=self._gate,
             store_root=self._store_root,
             checkpoint_prefix=checkpoint_prefix(job.id),
             artifact_prefix=export_prefix(job.id, attempt.number),

@@ -24,6 +24,7 @@ from headrace_server.launchers.processes import MARK, name_of_signal, record
 from headrace_server.names import JobName
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.trainers.job_file import JobFile
+from headrace_server.trainers.recipe import Sharing
 from headrace_server.trainers.reports import Failed, Finished, PhaseChanged, Stopped
 from headrace_server.training.assignment import Assignment
 from headrace_server.training.session import Outcome, StopWorker, TrainerEnded, WorkerHello
@@ -140,6 +141,10 @@ class Agent:
             await asyncio.to_thread(self._spare.tree.kill)
 
     @property
+    def _gives_way(self) -> bool:
+        return self._assignment.recipe.placement.mode is Sharing.YIELD
+
+    @property
     def _trainer_folder(self) -> Path:
         return self._assignment.workspace / "trainer"
 
@@ -211,6 +216,8 @@ class Agent:
             recipe=assignment.recipe,
             dataset_path=dataset,
             dataset_format=assignment.dataset_format,
+            dataset_digest=assignment.dataset_digest,
+            gate=assignment.gate if self._gives_way else None,
             workspace=self._trainer_folder,
             resume_from=checkpoint,
             start_from=start,
@@ -226,6 +233,7 @@ class Agent:
             command=self._ways.trainer_command,
             exit_seconds=self._ways.exit_seconds,
             waiting=None if self._spare is None else self._spare.trainer,
+            gives_way=self._gives_way,
             num_ranks=self._assignment.num_ranks,
             formation=self._assignment.formation,
         )

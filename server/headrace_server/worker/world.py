@@ -6,6 +6,8 @@ without a word the others cannot go on, and wait for it without end: the world i
 """
 
 import asyncio
+import contextlib
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from headrace_server.worker.output import Output
 from headrace_server.worker.process_tree import ProcessTree
 from headrace_server.worker.trainer_process import TRAINER_COMMAND, TrainerProcess, WaitingTrainer
 
+NICENESS = 10
+"""Of a training that gives way: it gets about a tenth of a processor that others want too."""
 EXIT_SECONDS = 20.0
 """How long a trainer may take to exit after its last report."""
 
@@ -37,6 +41,8 @@ class TrainerStart:
     exit_seconds: float = EXIT_SECONDS
     waiting: WaitingTrainer | None = None
     """A trainer that was started ahead of its job, to be the first rank."""
+    gives_way: bool = False
+    """Whether they run at a lower priority than others on the CPU."""
     num_ranks: int = 1
     """How many run on this host."""
     formation: Formation = field(default_factory=Formation)
@@ -71,6 +77,8 @@ class World:
                     trainer = await TrainerProcess.start(
                         start.command, start.job_file, start.folder, environment, output, first_rank + local
                     )
+                if start.gives_way:
+                    await asyncio.to_thread(_lower_priority, trainer.pid)
                 ranks.append(trainer)
                 tree.root(trainer.pid)
         except BaseException:
@@ -157,6 +165,14 @@ def _rank_variables(rank: int, local: int, start: TrainerStart, address: str) ->
         "MASTER_ADDR": host,
         "MASTER_PORT": port,
     }
+
+
+def _lower_priority(pid: int) -> None:
+    """Let everybody else have the processor first.  Each thread has a priority of its own; later ones inherit it."""
+    with contextlib.suppress(OSError):  # a process that is gone has none
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
 
 
 def _free_port() -> int:
