@@ -53,6 +53,7 @@ class JobDesk:
         self.lines: dict[str, list[LogEntry]] = {job.id: [] for job in jobs}
         self.started: list[StartRequest] = []
         self.cancelled: list[tuple[JobName, bool, str]] = []
+        self.profiled: list[tuple[JobName, int]] = []
         self.paused: list[tuple[JobName, str]] = []
         self.num_readers = 0
         self._heartbeat_seconds = heartbeat_seconds
@@ -114,6 +115,21 @@ class JobDesk:
         """Forget the job."""
         await self.get(name)
         del self.jobs[name.job]
+
+    async def profile(self, name: JobName, num_steps: int) -> None:
+        """Remember it."""
+        await self.get(name)
+        self.profiled.append((name, num_steps))
+
+    async def read_profile(self, name: JobName, uri: str) -> AsyncIterator[bytes]:
+        """Two pieces."""
+        await self.get(name)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"tra"
+            yield b"ce"
+
+        return pieces()
 
     async def live_job_using(self, dataset: str) -> Job | None:
         """The first job that is not over and uses it."""

@@ -41,6 +41,7 @@ class ScriptedWorker:
         self.is_alive = True
         self.was_fenced = False
         self.stops: list[StopWorker] = []
+        self.profiles: list[int] = []
         self.stopped = asyncio.Event()
         self._launcher = launcher
         self._spool: list[WorkerReport] = []
@@ -179,8 +180,11 @@ class ScriptedWorker:
 
     async def _listen(self, session: WorkerSession) -> None:
         async for stop in session.commands():
-            self.stops.append(stop)
-            self.stopped.set()
+            if isinstance(stop, StopWorker):
+                self.stops.append(stop)
+                self.stopped.set()
+            else:
+                self.profiles.append(stop.num_steps)
 
     async def _connect(self) -> WorkerSession:
         async with self._dialling:

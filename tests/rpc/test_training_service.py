@@ -93,6 +93,20 @@ async def test_a_verb_that_is_illegal_in_the_state_is_a_failed_precondition_with
         assert failure.violations[0].subject == "trainingJobs/j1"
 
 
+async def test_a_profile_is_asked_for_and_downloaded_in_pieces() -> None:
+    async with open_door(JobDesk(a_job())) as door:
+        await door.training.ProfileTraining(pb.ProfileTrainingRequest(name="trainingJobs/j1"))
+        await door.training.ProfileTraining(pb.ProfileTrainingRequest(name="trainingJobs/j1", num_steps=3))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.training.ProfileTraining(pb.ProfileTrainingRequest(name="trainingJobs/j1", num_steps=1001))
+        stream = door.training.DownloadProfile(pb.DownloadProfileRequest(name="trainingJobs/j1", uri="profiles/j1/x"))
+        pieces = [answer.chunk async for answer in stream]
+
+        assert [steps for _, steps in door.desk.profiled] == [10, 3]
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert pieces == [b"tra", b"ce"]
+
+
 async def test_a_deleted_job_is_gone() -> None:
     async with open_door(JobDesk(a_job())) as door:
         await door.training.DeleteTrainingJob(pb.DeleteTrainingJobRequest(name="trainingJobs/j1"))

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from headrace_server.errors import WorkerFenced
-from headrace_server.training.session import LARGEST_COMMIT, StopWorker, WorkerReport, WorkerSession
+from headrace_server.training.session import LARGEST_COMMIT, Command, StopWorker, WorkerReport, WorkerSession
 from tests.doubles.scripted_workers import a_step
 
 GRACEFUL = StopWorker(kill=False, grace_seconds=5)
@@ -100,5 +100,5 @@ async def test_a_connection_is_gone_once() -> None:
     assert ledger.beats == [7]
 
 
-async def _hear(session: WorkerSession) -> list[StopWorker]:
+async def _hear(session: WorkerSession) -> list[Command]:
     return [order async for order in session.commands()]

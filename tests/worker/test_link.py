@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from headrace_server.names import JobName
 from headrace_server.trainers.reports import PhaseChanged
-from headrace_server.training.session import StopWorker, WorkerHello
+from headrace_server.training.session import ProfileWorker, StopWorker, WorkerHello
 from headrace_server.worker.link import Dismissed, Link, Patience
 from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.spool import Spool
@@ -43,6 +43,7 @@ class Dialled:
         self, socket: Path, outbox: Outbox, heartbeat_seconds: float, detached_seconds: float, patience: Patience
     ) -> None:
         self.stops: list[StopWorker] = []
+        self.profiles: list[ProfileWorker] = []
         self.link = Link(
             f"unix:{socket}",
             HELLO,
@@ -50,6 +51,7 @@ class Dialled:
             heartbeat_seconds=heartbeat_seconds,
             detached_seconds=detached_seconds,
             on_stop=self.stops.append,
+            on_profile=self.profiles.append,
             trainer_pid=lambda: 4711,
             patience=patience,
         )

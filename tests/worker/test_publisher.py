@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headrace_server.errors import StorageFull
 from headrace_server.rpc.wire.worker import report_from_proto
 from headrace_server.trainers.recipe import CheckpointPolicy
-from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, WarningRaised
+from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, ProfileWritten, WarningRaised
 from headrace_server.training.checkpoints import (
     CheckpointManifest,
     StoredCheckpoint,
@@ -20,7 +20,7 @@ from headrace_server.training.checkpoints import (
     digest_of,
     list_checkpoints,
 )
-from headrace_server.training.events import CheckpointSaved
+from headrace_server.training.events import CheckpointSaved, ProfileRecorded
 from headrace_server.training.session import Exported, ReportContent
 from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.persistence import Persistence
@@ -176,6 +176,20 @@ def test_what_is_kept_holds_the_newest_and_the_best_and_no_more(
     newest = sorted(complete, reverse=True)
     assert set(newest[:keep_last]) <= kept
     assert set([it for it in newest if complete[it]][:keep_best]) <= kept
+
+
+async def test_a_trace_is_stored_and_told(store: MoodyStore, outbox: Outbox, tmp_path: Path) -> None:
+    folder = tmp_path / "trainer" / "profiles" / "7"
+    folder.mkdir(parents=True)
+    (folder / "trace.json.gz").write_bytes(b"trace")
+    async with publishing(store, outbox, tmp_path) as publisher:
+        publisher.publish(ProfileWritten(folder=str(folder), first_step=7, num_steps=3))
+        await publisher.wait_until_idle()
+
+    [recorded] = [content for content in await said(outbox) if isinstance(content, ProfileRecorded)]
+    assert (recorded.first_step, recorded.num_steps, recorded.size_bytes) == (7, 3, 5)
+    assert await store.get_bytes(recorded.uri) == b"trace"
+    assert not folder.exists()
 
 
 async def test_a_store_that_is_away_for_too_long_is_lost(

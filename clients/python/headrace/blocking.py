@@ -167,6 +167,8 @@ class BlockingRun(_Blocking[TrainingRun]):
     pause = _waiting(TrainingRun.pause)
     resume = _waiting(TrainingRun.resume)
     delete = _waiting(TrainingRun.delete)
+    profile = _waiting(TrainingRun.profile)
+    download_profile = _waiting(TrainingRun.download_profile)
     follow = _iterating(TrainingRun.follow)
     logs = _iterating(TrainingRun.logs)
 

@@ -18,6 +18,7 @@ from headrace.training.v1.training_event_pb2 import (
     EvaluationCompleted,
     ModelRegistered,
     PhaseChanged,
+    ProfileRecorded,
     StateChanged,
     TrainingEvent,
     WarningRaised,
@@ -32,6 +33,7 @@ EventContent: TypeAlias = (
     | PhaseChanged
     | WarningRaised
     | ModelRegistered
+    | ProfileRecorded
 )
 
 _TERMINAL = frozenset(

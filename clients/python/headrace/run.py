@@ -6,24 +6,30 @@ Letting go of a run never touches the job: it is the server's.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import timedelta
+from pathlib import Path
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from headrace.errors import HeadraceError, TrainingCancelled, TrainingFailed
+from headrace.errors import DigestMismatch, HeadraceError, ServerFault, TrainingCancelled, TrainingFailed
 from headrace.events import Event, has_ended, state_name, updated
 from headrace.resume import Interruption, read_resuming
 from headrace.status import from_status
-from headrace.training.v1.training_event_pb2 import LogLine
+from headrace.training.v1.training_event_pb2 import LogLine, ProfileRecorded
 from headrace.training.v1.training_job_pb2 import TrainingJob
 from headrace.training.v1.training_service_pb2 import (
     CancelTrainingJobRequest,
     DeleteTrainingJobRequest,
+    DownloadProfileRequest,
     GetTrainingJobRequest,
     PauseTrainingJobRequest,
+    ProfileTrainingRequest,
     ResumeTrainingJobRequest,
     StreamLogsRequest,
     StreamLogsResponse,
@@ -170,6 +176,41 @@ class TrainingRun:
         Raises IllegalTransition when the job has not ended.
         """
         await self._wire.call_once(self._wire.training.DeleteTrainingJob, DeleteTrainingJobRequest(name=self.name))
+
+    async def profile(self, num_steps: int = 10) -> ProfileRecorded:
+        """Have the next steps of the running job recorded, and wait for the trace; see `download_profile`.
+
+        Raises IllegalTransition when the job is not running, ServerFault when it ends before the trace is there.
+        """
+        after = (await self.refresh()).latest_sequence
+        request = ProfileTrainingRequest(name=self.name, num_steps=num_steps)
+        await self._wire.call_once(self._wire.training.ProfileTraining, request)
+        async with aclosing(self.follow(after)) as events:
+            async for event in events:
+                if isinstance(event.content, ProfileRecorded):
+                    return event.content
+        raise ServerFault(f"{self.name} ended without a trace")
+
+    async def download_profile(self, recorded: ProfileRecorded, to: str | os.PathLike[str]) -> Path:
+        """Write a trace (gzipped JSON for Perfetto and chrome://tracing) to `to`, and return where it is.
+
+        Raises DigestMismatch, and then leaves nothing, when what arrives is not what was recorded.
+        """
+        destination, digest = Path(to), hashlib.sha256()
+        part = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.part")
+        try:
+            with await asyncio.to_thread(part.open, "xb") as file:
+                call = self._wire.training.DownloadProfile(DownloadProfileRequest(name=self.name, uri=recorded.uri))
+                async with aclosing(self._wire.read(call)) as messages:
+                    async for message in messages:
+                        digest.update(message.chunk)
+                        await asyncio.to_thread(file.write, message.chunk)
+            if (found := f"sha256:{digest.hexdigest()}") != recorded.digest:
+                raise DigestMismatch(f"the trace has the digest {found}, not {recorded.digest}")
+            await asyncio.to_thread(part.replace, destination)
+        finally:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+        return destination
 
     async def logs(
         self,

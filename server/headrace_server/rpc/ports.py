@@ -193,6 +193,14 @@ class DeskPort(Protocol):
         """Remove a job that is over."""
         ...
 
+    async def profile(self, name: JobName, num_steps: int) -> None:
+        """Have the next steps of a running job recorded."""
+        ...
+
+    async def read_profile(self, name: JobName, uri: str) -> AsyncIterator[bytes]:
+        """The bytes of a recorded trace."""
+        ...
+
     async def live_job_using(self, dataset: str) -> Job | None:
         """A job that is not over and trains on this data set, if there is one."""
         ...

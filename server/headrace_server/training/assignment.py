@@ -59,6 +59,8 @@ class Assignment(BaseModel):
     """The folder of the LocalBlobStore, which server and agent share."""
     checkpoint_prefix: str
     """"checkpoints/{job}/": checkpoints of every attempt of this job go below it."""
+    profile_prefix: str = "profiles/"
+    """"profiles/{job}/": traces go below it."""
     artifact_prefix: str
     """"exports/{job}/{attempt}/": the exported files go below it, then a PublishedExport as PUBLISHED_EXPORT_FILE."""
     workspace: Path

@@ -51,7 +51,7 @@ from headrace_server.training.states import JobState
 from headrace_server.training.supervisor import Supervisor
 from headrace_server.training.verbs import Verb
 from headrace_server.training.watch import Order
-from headrace_server.training.workers import Workers
+from headrace_server.training.workers import Workers, profile_prefix
 
 LONGEST_REASON = 1000
 NEW_ID_TRIES = 5
@@ -86,6 +86,7 @@ class TrainingDesk:
         the folder of the store that they share, `gate` the file where those wait that give way to predictions.
         """
         self._settings = settings
+        self._store = store
         self._metrics = metrics
         self._quiet_seconds = quiet_seconds
         self._queue = JobQueue(settings.queue_limit)
@@ -205,6 +206,24 @@ class TrainingDesk:
         Raises JobNotFound, IllegalTransition while it is not over.
         """
         await self._tasks.finish(self._delete(name))
+
+    async def profile(self, name: JobName, num_steps: int) -> None:
+        """Have the next steps of a job recorded; the trace comes as an event.
+
+        Raises JobNotFound, IllegalTransition unless it is running and its worker is connected.
+        """
+        job = (await self._jobs.get(name.job)).job
+        supervisor = self._supervisors.get(name.job)
+        if job.state is not JobState.RUNNING or supervisor is None or not supervisor.profile(num_steps):
+            raise IllegalTransition(str(name), job.state, "profile")
+
+    async def read_profile(self, name: JobName, uri: str) -> AsyncIterator[bytes]:
+        """The bytes of a trace.  Raises JobNotFound, InvalidSpec when the job has no such trace."""
+        await self._jobs.get(name.job)
+        known = await self._store.list(profile_prefix(name.job))
+        if uri not in known:
+            raise InvalidSpec([Violation("uri", f"{uri[:200]!r} is no trace of {name}")])
+        return self._store.read(uri)
 
     async def live_job_using(self, dataset: str) -> Job | None:
         """A job that is not over and trains on the data set of that id; None when there is none."""

@@ -48,6 +48,18 @@ class ModelRegistered(_Kind):
     model_version: str
 
 
+class ProfileRecorded(_Kind):
+    """A trace of some steps is in the store."""
+
+    kind: Literal["profile_recorded"] = "profile_recorded"
+    first_step: int
+    num_steps: int
+    uri: str
+    """Its key in the store."""
+    digest: str
+    size_bytes: int
+
+
 Happening = Annotated[
     StateChanged
     | StepCompleted
@@ -55,7 +67,8 @@ Happening = Annotated[
     | CheckpointSaved
     | PhaseChanged
     | WarningRaised
-    | ModelRegistered,
+    | ModelRegistered
+    | ProfileRecorded,
     Field(discriminator="kind"),
 ]
 HAPPENING: TypeAdapter[Happening] = TypeAdapter(Happening)

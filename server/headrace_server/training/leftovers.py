@@ -10,7 +10,7 @@ from headrace_server.storage.blob_store import BlobStore
 from headrace_server.training.checkpoints import Damaged, StoredCheckpoint, choose_kept, list_checkpoints
 from headrace_server.training.goods import Models
 from headrace_server.training.job import Job
-from headrace_server.training.workers import checkpoint_prefix
+from headrace_server.training.workers import checkpoint_prefix, profile_prefix
 
 
 class Leftovers:
@@ -34,6 +34,7 @@ class Leftovers:
     async def remove(self, job: Job) -> None:
         """Remove everything of a job that is over except what is registered."""
         await self._remove_except(job, set())
+        await self._store.delete_all(profile_prefix(job.id))
 
     async def _complete(self, job: str, last_step: int) -> dict[StoredCheckpoint, bool]:
         """The complete checkpoints up to a step, and whether each was the best when it was evaluated."""

@@ -11,7 +11,7 @@ import structlog
 
 from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, StepCompleted, WarningRaised
 from headrace_server.training.amendment import Amendment
-from headrace_server.training.events import CheckpointSaved, LogLine
+from headrace_server.training.events import CheckpointSaved, LogLine, ProfileRecorded
 from headrace_server.training.session import Exported, TrainerEnded, WorkerReport
 from headrace_server.training.states import JobState
 
@@ -53,7 +53,7 @@ def _take(amendment: Amendment, report: WorkerReport) -> None:
             _take_step(amendment, report, content)
         case EvaluationCompleted():
             _take_evaluation(amendment, report, content)
-        case WarningRaised():
+        case WarningRaised() | ProfileRecorded():
             amendment.append(content, report.time)
         case CheckpointSaved():
             _take_checkpoint(amendment, report, content)

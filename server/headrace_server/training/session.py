@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from headrace_server.errors import WorkerFenced
 from headrace_server.names import JobName
 from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, StepCompleted, WarningRaised
-from headrace_server.training.events import CheckpointSaved, LogLine
+from headrace_server.training.events import CheckpointSaved, LogLine, ProfileRecorded
 
 LARGEST_COMMIT = 512
 """Reports kept in one transaction; more are kept in several, so that one worker cannot hold the database for long."""
@@ -74,6 +74,7 @@ ReportContent: TypeAlias = (
     | PhaseChanged
     | WarningRaised
     | LogLine
+    | ProfileRecorded
     | Exported
     | TrainerEnded
 )
@@ -95,6 +96,16 @@ class StopWorker:
 
     kill: bool
     grace_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileWorker:
+    """Has the trainer record the next steps."""
+
+    num_steps: int
+
+
+Command: TypeAlias = StopWorker | ProfileWorker
 
 
 class ReportSink(Protocol):
@@ -125,6 +136,7 @@ class WorkerSession:
         """The last report that is kept; the agent sends those after it."""
         self._sink = sink
         self._stops: list[StopWorker] = []  # at most two: a graceful one, then a kill
+        self._profile: ProfileWorker | None = None  # the newest that was not sent yet
         self._bell = asyncio.Event()
         self._is_closed = False
         self._current: int | None = None
@@ -144,7 +156,7 @@ class WorkerSession:
         if not self._is_closed:
             self._sink.note_life(self, trainer_pid)
 
-    async def commands(self) -> AsyncIterator[StopWorker]:
+    async def commands(self) -> AsyncIterator[Command]:
         """Yield commands as they are given; ends when the session is closed or fenced."""
         sent = 0
         while True:
@@ -152,6 +164,9 @@ class WorkerSession:
             while sent < len(self._stops):
                 sent += 1
                 yield self._stops[sent - 1]
+            if self._profile is not None:
+                profile, self._profile = self._profile, None
+                yield profile
             if self._is_closed:
                 return
             await bell.wait()
@@ -167,6 +182,11 @@ class WorkerSession:
         if self._is_closed or (self._stops and (self._stops[-1].kill or not command.kill)):
             return
         self._stops.append(command)
+        self._ring()
+
+    def profile(self, command: ProfileWorker) -> None:
+        """Tell the agent to have steps recorded.  One that was not sent yet is forgotten for it."""
+        self._profile = command
         self._ring()
 
     def fence(self, current: int) -> None:

@@ -119,6 +119,10 @@ class Supervisor:
         """Pass on that the job is to end, or to rest; with Order.NONE only look again at what it is now."""
         self._give_order(order)
 
+    def profile(self, num_steps: int) -> bool:
+        """Have the next steps recorded; whether there is a worker that could."""
+        return self._watch is not None and self._watch.profile(num_steps)
+
     def leave(self, *, suspend: bool) -> None:
         """The server leaves: let the worker checkpoint and end, or leave it alone."""
         self._is_leaving = True

@@ -11,7 +11,7 @@ from headrace_server.settings import TrainingSettings
 from headrace_server.training.attempt import Attempt
 from headrace_server.training.conclusion import Silence
 from headrace_server.training.lease import Lease
-from headrace_server.training.session import StopWorker, TrainerEnded, WorkerSession
+from headrace_server.training.session import ProfileWorker, StopWorker, TrainerEnded, WorkerSession
 
 REATTACH_LEASES = 2.5
 """Leases that a worker of an earlier server process has to come back: it tries again in pauses, and this process may
@@ -120,6 +120,13 @@ class Watch:
             self._kill_at = self._clock() + self._grace_seconds + self._settings.lease_seconds
         self._pass_on()
         self._ring()
+
+    def profile(self, num_steps: int) -> bool:
+        """Have steps recorded; whether there is a worker that could."""
+        if self.session is None:
+            return False
+        self.session.profile(ProfileWorker(num_steps))
+        return True
 
     def leave(self) -> None:
         """Stop watching; the worker goes on."""

@@ -29,6 +29,11 @@ def checkpoint_prefix(job: str) -> str:
     return f"checkpoints/{job}/"
 
 
+def profile_prefix(job: str) -> str:
+    """Where the traces of a job lie in the store."""
+    return f"profiles/{job}/"
+
+
 def export_prefix(job: str, attempt: int) -> str:
     """Where what one worker of a job exports lies in the store."""
     return f"exports/{job}/{attempt}/"
@@ -80,6 +85,7 @@ class Workers:
             gate=self._gate,
             store_root=self._store_root,
             checkpoint_prefix=checkpoint_prefix(job.id),
+            profile_prefix=profile_prefix(job.id),
             artifact_prefix=export_prefix(job.id, attempt.number),
             workspace=folder,
             heartbeat_seconds=self._settings.heartbeat_seconds,

@@ -91,7 +91,12 @@ class Agent:
         self._outbox = Outbox(Spool(assignment.workspace / "spool"), self._ways.bounds)
         self._publisher = Publisher(
             store,
-            Shelf(self._trainer_folder, assignment.checkpoint_prefix, assignment.artifact_prefix),
+            Shelf(
+                self._trainer_folder,
+                assignment.checkpoint_prefix,
+                assignment.artifact_prefix,
+                assignment.profile_prefix,
+            ),
             assignment.recipe.checkpoints,
             self._outbox,
             self._ways.publishing or Persistence(assignment.store_patience_seconds),
@@ -110,6 +115,7 @@ class Agent:
             heartbeat_seconds=assignment.heartbeat_seconds,
             detached_seconds=assignment.detached_seconds,
             on_stop=self._orders.give,
+            on_profile=lambda command: self._watch.profile(command.num_steps) if self._watch else None,
             trainer_pid=lambda: self._watch.trainer_pid if self._watch else 0,
             patience=self._ways.patience,
         )

@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from headrace_server.errors import WorkerFenced
 from headrace_server.rpc.wire.worker import hello_to_proto, stop_from_proto
-from headrace_server.training.session import StopWorker, WorkerHello
+from headrace_server.training.session import ProfileWorker, StopWorker, WorkerHello
 from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.v1 import worker_service_pb2 as pb
 from headrace_server.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -72,6 +72,7 @@ class Link:
         heartbeat_seconds: float,
         detached_seconds: float,
         on_stop: Callable[[StopWorker], None],
+        on_profile: Callable[[ProfileWorker], None],
         trainer_pid: Callable[[], int],
         patience: Patience | None = None,
     ) -> None:
@@ -81,6 +82,7 @@ class Link:
         self._heartbeat_seconds = heartbeat_seconds
         self._detached_seconds = detached_seconds
         self._on_stop = on_stop
+        self._on_profile = on_profile
         self._trainer_pid = trainer_pid
         self._patience = patience or Patience()
         self._was_welcome = False
@@ -166,6 +168,8 @@ class Link:
                     await self._outbox.acknowledge(response.acknowledgement.up_to)
                 case "stop":
                     self._on_stop(stop_from_proto(response.stop))
+                case "profile":
+                    self._on_profile(ProfileWorker(num_steps=response.profile.num_steps))
         await _raise_status(call)
 
     async def _send(self, call: _Call) -> None:

@@ -22,7 +22,13 @@ from headrace_server.models.version import Artifact
 from headrace_server.storage.blob_store import Blob, BlobStore
 from headrace_server.trainers.job_file import ExportManifest
 from headrace_server.trainers.recipe import CheckpointPolicy
-from headrace_server.trainers.reports import CheckpointWritten, ExportWritten, PhaseChanged, WarningRaised
+from headrace_server.trainers.reports import (
+    CheckpointWritten,
+    ExportWritten,
+    PhaseChanged,
+    ProfileWritten,
+    WarningRaised,
+)
 from headrace_server.training.assignment import PUBLISHED_EXPORT_FILE, PublishedExport
 from headrace_server.training.checkpoints import (
     Damaged,
@@ -32,16 +38,17 @@ from headrace_server.training.checkpoints import (
     digest_of,
     list_checkpoints,
 )
-from headrace_server.training.events import CheckpointSaved
+from headrace_server.training.events import CheckpointSaved, ProfileRecorded
 from headrace_server.training.session import Exported
 from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.persistence import REFUSALS, Persistence
 
 EXPORT_FILE = "export.json"
+TRACE_FILE = "trace.json.gz"
 
 T = TypeVar("T")
 
-_Work: TypeAlias = CheckpointWritten | ExportWritten
+_Work: TypeAlias = CheckpointWritten | ExportWritten | ProfileWritten
 
 log = structlog.get_logger()
 
@@ -54,6 +61,7 @@ class Shelf:
     """The trainer's folder; nothing outside of it is published, or removed."""
     checkpoint_prefix: str
     artifact_prefix: str
+    profile_prefix: str = "profiles/"
 
 
 class Publisher:
@@ -119,14 +127,17 @@ class Publisher:
             await bell.wait()
 
     async def _publish(self, work: _Work) -> None:
-        what = f"checkpoint of step {work.step}" if isinstance(work, CheckpointWritten) else "export"
-
         async def act() -> None:
             await asyncio.to_thread(self._check_source, work.folder)
-            if isinstance(work, CheckpointWritten):
-                await self._publish_checkpoint(work)
-            else:
-                await self._publish_export(work)
+            match work:
+                case CheckpointWritten():
+                    await self._publish_checkpoint(work)
+                case ExportWritten():
+                    await self._publish_export(work)
+                case ProfileWritten():
+                    await self._publish_profile(work)
+
+        what = _describe(work)
 
         try:
             await self._persistence.insist(what, act, self._warn_of_refusal)
@@ -160,6 +171,16 @@ class Publisher:
         await self._outbox.add([saved])
         log.info("publisher.checkpoint_saved", step=work.step, bytes=manifest.size_bytes)
         await self._retire(stored, work.is_best)
+
+    async def _publish_profile(self, work: ProfileWritten) -> None:
+        local = Path(work.folder) / TRACE_FILE
+        digest, size_bytes = await _of_file(digest_of, local)
+        key = f"{self._shelf.profile_prefix}{work.first_step:012}-{digest.removeprefix('sha256:')[:16]}/{TRACE_FILE}"
+        _verify(await self._store.put_file(key, local), digest, size_bytes)
+        recorded = ProfileRecorded(
+            first_step=work.first_step, num_steps=work.num_steps, uri=key, digest=digest, size_bytes=size_bytes
+        )
+        await self._outbox.add([recorded])
 
     async def _publish_export(self, work: ExportWritten) -> None:
         await self._outbox.add([PhaseChanged(phase="publishing")])
@@ -247,6 +268,16 @@ async def _of_file(read: Callable[[Path], T], path: Path) -> T:
         return await asyncio.to_thread(read, path)
     except FileNotFoundError:
         raise ValueError(f"{path.name} is missing") from None
+
+
+def _describe(work: _Work) -> str:
+    match work:
+        case CheckpointWritten():
+            return f"checkpoint of step {work.step}"
+        case ExportWritten():
+            return "export"
+        case ProfileWritten():
+            return f"trace of step {work.first_step}"
 
 
 def _verify(blob: Blob, digest: str, size_bytes: int) -> None:

@@ -69,7 +69,7 @@ class Watch:
         start: TrainerStart,
         orders: Orders,
         outbox: Outbox,
-        publish: Callable[[CheckpointWritten | ExportWritten], None],
+        publish: Callable[[CheckpointWritten | ExportWritten | ProfileWritten], None],
         counters: MemoryCounters | None = None,
         tree: ProcessTree | None = None,
     ) -> None:
@@ -192,12 +192,10 @@ class Watch:
                         await self._pass_on(passing)
                         passing = []
                         await self._note_garbage(report.text)
-                    case CheckpointWritten() | ExportWritten():
+                    case CheckpointWritten() | ExportWritten() | ProfileWritten():
                         await self._pass_on(passing)
                         passing = []
                         self._publish(report)
-                    case ProfileWritten():
-                        log.info("watch.profile_written", folder=report.folder)
                     case _:
                         passing.append(report)
             await self._pass_on(passing)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ jobs = typer.Typer(name="jobs", help="List trainings; pause, resume, cancel or d
 def add_job_commands(app: typer.Typer) -> None:
     """Add the commands of this file to the program."""
     of_program: tuple[Callable[..., None], ...] = (watch, cancel, logs)
-    of_jobs: tuple[Callable[..., None], ...] = (pause, resume, cancel, delete)
+    of_jobs: tuple[Callable[..., None], ...] = (pause, resume, cancel, delete, profile)
     for command in of_program:
         app.command()(command)
     app.add_typer(jobs)
@@ -131,6 +132,28 @@ def pause(
 def resume(job: Job, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
     """Let a paused training go on, exactly where it was, when its turn comes."""
     _ask(job, server, as_json, lambda run: run.resume())
+
+
+def profile(
+    job: Job,
+    to: Annotated[Path, typer.Argument(help="The file to write: gzipped JSON for Perfetto and chrome://tracing.")],
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="How many steps to record.")] = 10,
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Record the next steps of a running training, and download the trace."""
+
+    async def work(client: Client) -> None:
+        run = await client.training_run(job)
+        recorded = await run.profile(steps)
+        where = await run.download_profile(recorded, to)
+        if as_json:
+            print_json(recorded)
+        else:
+            last = recorded.first_step + recorded.num_steps - 1
+            console().print(f"Steps {recorded.first_step} to {last} are in {where}: open it at https://ui.perfetto.dev")
+
+    perform(server, as_json, work)
 
 
 def delete(job: Job, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:

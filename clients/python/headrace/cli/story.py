@@ -12,6 +12,7 @@ from headrace.training.v1.training_event_pb2 import (
     EvaluationCompleted,
     ModelRegistered,
     PhaseChanged,
+    ProfileRecorded,
     StateChanged,
     WarningRaised,
 )
@@ -131,6 +132,9 @@ class Story:
                 return Line(event.time, f"warning: {warning.message or warning.code}", is_bad=True)
             case ModelRegistered() as registered:
                 return Line(event.time, f"registered {registered.model_version}")
+            case ProfileRecorded() as recorded:
+                steps = f"{recorded.first_step:,} to {recorded.first_step + recorded.num_steps - 1:,}"
+                return Line(event.time, f"trace of steps {steps}, {describe_bytes(recorded.size_bytes)}")
             case StateChanged() as change:
                 return self._tell_change(event.time, change)
             case None:

@@ -30,6 +30,9 @@ LONGEST_REASON = 1000
 
 _Mode = pb.CancelTrainingJobRequest.Mode
 
+DEFAULT_PROFILE_STEPS = 10
+MOST_PROFILE_STEPS = 1000
+
 
 class TrainingService(pb_grpc.TrainingServiceServicer):
     """Starts jobs, shows them and lets anyone follow."""
@@ -120,6 +123,24 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         """Remove a job that is over."""
         await self._desk.delete(JobName.parse(request.name))
         return pb.DeleteTrainingJobResponse()
+
+    async def ProfileTraining(self, request: pb.ProfileTrainingRequest, context: Context) -> pb.ProfileTrainingResponse:
+        """Have steps of a running job recorded."""
+        name = JobName.parse(request.name)
+        num_steps = request.num_steps or DEFAULT_PROFILE_STEPS
+        if not 1 <= num_steps <= MOST_PROFILE_STEPS:
+            raise InvalidSpec([Violation("num_steps", f"must be 1 to {MOST_PROFILE_STEPS}")])
+        await self._desk.profile(name, num_steps)
+        return pb.ProfileTrainingResponse()
+
+    async def DownloadProfile(
+        self, request: pb.DownloadProfileRequest, context: Context
+    ) -> AsyncIterator[pb.DownloadProfileResponse]:
+        """Yield a trace."""
+        content = await self._desk.read_profile(JobName.parse(request.name), request.uri)
+        async with closed_after(content) as chunks:
+            async for chunk in chunks:
+                yield pb.DownloadProfileResponse(chunk=chunk)
 
     async def ListTrainers(self, request: pb.ListTrainersRequest, context: Context) -> pb.ListTrainersResponse:
         """Return a page of what can be trained."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from headrace_server.errors import Draining, InvalidSpec, Violation, WorkerFenced
 from headrace_server.rpc.interceptor import Context, Requests
 from headrace_server.rpc.ports import WorkersPort
-from headrace_server.rpc.wire.worker import hello_from_proto, report_from_proto, stop_to_proto
+from headrace_server.rpc.wire.worker import command_to_proto, hello_from_proto, report_from_proto
 from headrace_server.training.session import WorkerHello, WorkerReport, WorkerSession
 from headrace_server.worker.v1 import worker_service_pb2 as pb
 from headrace_server.worker.v1 import worker_service_pb2_grpc as pb_grpc
@@ -112,8 +112,8 @@ class _Connection:
                 return
 
     async def _command(self) -> None:
-        async for stop in self._session.commands():
-            await self._write(pb.AttachResponse(stop=stop_to_proto(stop)))
+        async for command in self._session.commands():
+            await self._write(command_to_proto(command))
 
     async def _write(self, response: pb.AttachResponse) -> None:
         async with self._turn:

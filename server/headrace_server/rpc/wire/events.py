@@ -24,6 +24,7 @@ from headrace_server.training.events import (
     LogLine,
     LogSource,
     ModelRegistered,
+    ProfileRecorded,
     StateChanged,
 )
 from headrace_server.training.states import JobState
@@ -182,6 +183,8 @@ def happening_to_proto(happening: Happening) -> Message:
             return pb.WarningRaised(code=happening.code, message=happening.message)
         case ModelRegistered():
             return pb.ModelRegistered(model_version=happening.model_version)
+        case ProfileRecorded():
+            return pb.ProfileRecorded(**happening.model_dump(exclude={"kind"}))
         case StateChanged():
             return _state_changed_to_proto(happening)
         case _:
@@ -206,6 +209,14 @@ def happening_from_proto(message: Message) -> Happening:
             return WarningRaised(code=message.code, message=message.message)
         case pb.ModelRegistered():
             return ModelRegistered(model_version=message.model_version)
+        case pb.ProfileRecorded():
+            return ProfileRecorded(
+                first_step=message.first_step,
+                num_steps=message.num_steps,
+                uri=message.uri,
+                digest=message.digest,
+                size_bytes=message.size_bytes,
+            )
         case pb.StateChanged():
             return _state_changed_from_proto(message)
         case _:

@@ -16,10 +16,12 @@ from headrace_server.rpc.wire.events import (
     time_to_proto,
 )
 from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, StepCompleted, WarningRaised
-from headrace_server.training.events import CheckpointSaved, LogLine, ModelRegistered, StateChanged
+from headrace_server.training.events import CheckpointSaved, LogLine, ModelRegistered, ProfileRecorded, StateChanged
 from headrace_server.training.session import (
+    Command,
     Exported,
     Outcome,
+    ProfileWorker,
     ReportContent,
     StopWorker,
     TrainerEnded,
@@ -43,6 +45,13 @@ def hello_from_proto(message: pb.Hello) -> WorkerHello:
         pid=message.pid,
         host=message.host,
     )
+
+
+def command_to_proto(command: Command) -> pb.AttachResponse:
+    """What an agent is told to do."""
+    if isinstance(command, ProfileWorker):
+        return pb.AttachResponse(profile=pb.Profile(num_steps=command.num_steps))
+    return pb.AttachResponse(stop=stop_to_proto(command))
 
 
 def stop_to_proto(stop: StopWorker) -> pb.Stop:
@@ -69,7 +78,14 @@ def report_to_proto(report: WorkerReport) -> pb.Report:
             message.exported.manifest_key = content.manifest_key
         case TrainerEnded():
             message.trainer_ended.CopyFrom(_ended_to_proto(content))
-        case StepCompleted() | EvaluationCompleted() | CheckpointSaved() | PhaseChanged() | WarningRaised():
+        case (
+            StepCompleted()
+            | EvaluationCompleted()
+            | CheckpointSaved()
+            | PhaseChanged()
+            | WarningRaised()
+            | ProfileRecorded()
+        ):
             getattr(message, content.kind).CopyFrom(happening_to_proto(content))
         case _:
             assert_never(content)

@@ -27,7 +27,7 @@ from headrace.training.v1 import training_event_pb2 as headrace_dot_training_dot
 from headrace.training.v1 import training_job_pb2 as headrace_dot_training_dot_v1_dot_training__job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.headrace_server/worker/v1/worker_service.proto\x12\x19headrace_server.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)headrace/training/v1/training_event.proto\x1a\'headrace/training/v1/training_job.proto\"\xb3\x01\n\rAttachRequest\x12\x31\n\x05hello\x18\x01 \x01(\x0b\x32 .headrace_server.worker.v1.HelloH\x00\x12\x33\n\x06report\x18\x02 \x01(\x0b\x32!.headrace_server.worker.v1.ReportH\x00\x12/\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x1f.headrace_server.worker.v1.BeatH\x00\x42\t\n\x07message\"\xca\x01\n\x0e\x41ttachResponse\x12\x35\n\x07welcome\x18\x01 \x01(\x0b\x32\".headrace_server.worker.v1.WelcomeH\x00\x12\x45\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32*.headrace_server.worker.v1.AcknowledgementH\x00\x12/\n\x04stop\x18\x03 \x01(\x0b\x32\x1f.headrace_server.worker.v1.StopH\x00\x42\t\n\x07message\"O\n\x05Hello\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05token\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x05\x12\x0c\n\x04host\x18\x05 \x01(\t\"\x1f\n\x07Welcome\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x03\" \n\x0f\x41\x63knowledgement\x12\r\n\x05up_to\x18\x01 \x01(\x03\"\x1b\n\x04\x42\x65\x61t\x12\x13\n\x0btrainer_pid\x18\x01 \x01(\x05\"\x91\x01\n\x04Stop\x12\x32\n\x04mode\x18\x01 \x01(\x0e\x32$.headrace_server.worker.v1.Stop.Mode\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\">\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_GRACEFUL\x10\x01\x12\r\n\tMODE_KILL\x10\x02\"\xc1\x04\n\x06Report\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x0estep_completed\x18\x03 \x01(\x0b\x32#.headrace.training.v1.StepCompletedH\x00\x12I\n\x14\x65valuation_completed\x18\x04 \x01(\x0b\x32).headrace.training.v1.EvaluationCompletedH\x00\x12\x41\n\x10\x63heckpoint_saved\x18\x05 \x01(\x0b\x32%.headrace.training.v1.CheckpointSavedH\x00\x12;\n\rphase_changed\x18\x06 \x01(\x0b\x32\".headrace.training.v1.PhaseChangedH\x00\x12=\n\x0ewarning_raised\x18\x07 \x01(\x0b\x32#.headrace.training.v1.WarningRaisedH\x00\x12\x31\n\x08log_line\x18\x08 \x01(\x0b\x32\x1d.headrace.training.v1.LogLineH\x00\x12\x37\n\x08\x65xported\x18\t \x01(\x0b\x32#.headrace_server.worker.v1.ExportedH\x00\x12@\n\rtrainer_ended\x18\n \x01(\x0b\x32\'.headrace_server.worker.v1.TrainerEndedH\x00\x42\x06\n\x04kind\" \n\x08\x45xported\x12\x14\n\x0cmanifest_key\x18\x01 \x01(\t\"\xda\x02\n\x0cTrainerEnded\x12@\n\x07outcome\x18\x01 \x01(\x0e\x32/.headrace_server.worker.v1.TrainerEnded.Outcome\x12\x16\n\texit_code\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06signal\x18\x03 \x01(\t\x12\x15\n\rout_of_memory\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x12\n\nlast_lines\x18\x07 \x03(\t\x12\x12\n\nnum_killed\x18\x08 \x01(\x05\"s\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_FINISHED\x10\x01\x12\x13\n\x0fOUTCOME_STOPPED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x10\n\x0cOUTCOME_DIED\x10\x04\x42\x0c\n\n_exit_code2r\n\rWorkerService\x12\x61\n\x06\x41ttach\x12(.headrace_server.worker.v1.AttachRequest\x1a).headrace_server.worker.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.headrace_server/worker/v1/worker_service.proto\x12\x19headrace_server.worker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)headrace/training/v1/training_event.proto\x1a\'headrace/training/v1/training_job.proto\"\xb3\x01\n\rAttachRequest\x12\x31\n\x05hello\x18\x01 \x01(\x0b\x32 .headrace_server.worker.v1.HelloH\x00\x12\x33\n\x06report\x18\x02 \x01(\x0b\x32!.headrace_server.worker.v1.ReportH\x00\x12/\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x1f.headrace_server.worker.v1.BeatH\x00\x42\t\n\x07message\"\x81\x02\n\x0e\x41ttachResponse\x12\x35\n\x07welcome\x18\x01 \x01(\x0b\x32\".headrace_server.worker.v1.WelcomeH\x00\x12\x45\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32*.headrace_server.worker.v1.AcknowledgementH\x00\x12/\n\x04stop\x18\x03 \x01(\x0b\x32\x1f.headrace_server.worker.v1.StopH\x00\x12\x35\n\x07profile\x18\x04 \x01(\x0b\x32\".headrace_server.worker.v1.ProfileH\x00\x42\t\n\x07message\"O\n\x05Hello\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05token\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x05\x12\x0c\n\x04host\x18\x05 \x01(\t\"\x1f\n\x07Welcome\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x03\" \n\x0f\x41\x63knowledgement\x12\r\n\x05up_to\x18\x01 \x01(\x03\"\x1b\n\x04\x42\x65\x61t\x12\x13\n\x0btrainer_pid\x18\x01 \x01(\x05\"\x91\x01\n\x04Stop\x12\x32\n\x04mode\x18\x01 \x01(\x0e\x32$.headrace_server.worker.v1.Stop.Mode\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\">\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_GRACEFUL\x10\x01\x12\r\n\tMODE_KILL\x10\x02\"\x1c\n\x07Profile\x12\x11\n\tnum_steps\x18\x01 \x01(\x05\"\x84\x05\n\x06Report\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x0estep_completed\x18\x03 \x01(\x0b\x32#.headrace.training.v1.StepCompletedH\x00\x12I\n\x14\x65valuation_completed\x18\x04 \x01(\x0b\x32).headrace.training.v1.EvaluationCompletedH\x00\x12\x41\n\x10\x63heckpoint_saved\x18\x05 \x01(\x0b\x32%.headrace.training.v1.CheckpointSavedH\x00\x12;\n\rphase_changed\x18\x06 \x01(\x0b\x32\".headrace.training.v1.PhaseChangedH\x00\x12=\n\x0ewarning_raised\x18\x07 \x01(\x0b\x32#.headrace.training.v1.WarningRaisedH\x00\x12\x31\n\x08log_line\x18\x08 \x01(\x0b\x32\x1d.headrace.training.v1.LogLineH\x00\x12\x37\n\x08\x65xported\x18\t \x01(\x0b\x32#.headrace_server.worker.v1.ExportedH\x00\x12@\n\rtrainer_ended\x18\n \x01(\x0b\x32\'.headrace_server.worker.v1.TrainerEndedH\x00\x12\x41\n\x10profile_recorded\x18\x0b \x01(\x0b\x32%.headrace.training.v1.ProfileRecordedH\x00\x42\x06\n\x04kind\" \n\x08\x45xported\x12\x14\n\x0cmanifest_key\x18\x01 \x01(\t\"\xda\x02\n\x0cTrainerEnded\x12@\n\x07outcome\x18\x01 \x01(\x0e\x32/.headrace_server.worker.v1.TrainerEnded.Outcome\x12\x16\n\texit_code\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06signal\x18\x03 \x01(\t\x12\x15\n\rout_of_memory\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x12\n\nlast_lines\x18\x07 \x03(\t\x12\x12\n\nnum_killed\x18\x08 \x01(\x05\"s\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_FINISHED\x10\x01\x12\x13\n\x0fOUTCOME_STOPPED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x10\n\x0cOUTCOME_DIED\x10\x04\x42\x0c\n\n_exit_code2r\n\rWorkerService\x12\x61\n\x06\x41ttach\x12(.headrace_server.worker.v1.AttachRequest\x1a).headrace_server.worker.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHREQUEST']._serialized_start=195
   _globals['_ATTACHREQUEST']._serialized_end=374
   _globals['_ATTACHRESPONSE']._serialized_start=377
-  _globals['_ATTACHRESPONSE']._serialized_end=579
-  _globals['_HELLO']._serialized_start=581
-  _globals['_HELLO']._serialized_end=660
-  _globals['_WELCOME']._serialized_start=662
-  _globals['_WELCOME']._serialized_end=693
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=695
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=727
-  _globals['_BEAT']._serialized_start=729
-  _globals['_BEAT']._serialized_end=756
-  _globals['_STOP']._serialized_start=759
-  _globals['_STOP']._serialized_end=904
-  _globals['_STOP_MODE']._serialized_start=842
-  _globals['_STOP_MODE']._serialized_end=904
-  _globals['_REPORT']._serialized_start=907
-  _globals['_REPORT']._serialized_end=1484
-  _globals['_EXPORTED']._serialized_start=1486
-  _globals['_EXPORTED']._serialized_end=1518
-  _globals['_TRAINERENDED']._serialized_start=1521
-  _globals['_TRAINERENDED']._serialized_end=1867
-  _globals['_TRAINERENDED_OUTCOME']._serialized_start=1738
-  _globals['_TRAINERENDED_OUTCOME']._serialized_end=1853
-  _globals['_WORKERSERVICE']._serialized_start=1869
-  _globals['_WORKERSERVICE']._serialized_end=1983
+  _globals['_ATTACHRESPONSE']._serialized_end=634
+  _globals['_HELLO']._serialized_start=636
+  _globals['_HELLO']._serialized_end=715
+  _globals['_WELCOME']._serialized_start=717
+  _globals['_WELCOME']._serialized_end=748
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=750
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=782
+  _globals['_BEAT']._serialized_start=784
+  _globals['_BEAT']._serialized_end=811
+  _globals['_STOP']._serialized_start=814
+  _globals['_STOP']._serialized_end=959
+  _globals['_STOP_MODE']._serialized_start=897
+  _globals['_STOP_MODE']._serialized_end=959
+  _globals['_PROFILE']._serialized_start=961
+  _globals['_PROFILE']._serialized_end=989
+  _globals['_REPORT']._serialized_start=992
+  _globals['_REPORT']._serialized_end=1636
+  _globals['_EXPORTED']._serialized_start=1638
+  _globals['_EXPORTED']._serialized_end=1670
+  _globals['_TRAINERENDED']._serialized_start=1673
+  _globals['_TRAINERENDED']._serialized_end=2019
+  _globals['_TRAINERENDED_OUTCOME']._serialized_start=1890
+  _globals['_TRAINERENDED_OUTCOME']._serialized_end=2005
+  _globals['_WORKERSERVICE']._serialized_start=2021
+  _globals['_WORKERSERVICE']._serialized_end=2135
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,7 @@ class AttachResponse(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The answer to Hello."""
@@ -81,18 +82,23 @@ class AttachResponse(_message.Message):
     def stop(self) -> Global___Stop:
         """Stop the trainer."""
 
+    @_builtins.property
+    def profile(self) -> Global___Profile:
+        """Record the next steps."""
+
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         acknowledgement: Global___Acknowledgement | None = ...,
         stop: Global___Stop | None = ...,
+        profile: Global___Profile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "message", b"message", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "message", b"message", "profile", b"profile", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "message", b"message", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "message", b"message", "profile", b"profile", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "acknowledgement", "stop"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "acknowledgement", "stop", "profile"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -252,6 +258,28 @@ class Stop(_message.Message):
 Global___Stop: _TypeAlias = Stop  # noqa: Y015
 
 @_typing.final
+class Profile(_message.Message):
+    """Has the trainer record the next steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    num_steps: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        num_steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_steps", b"num_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Profile: _TypeAlias = Profile  # noqa: Y015
+
+@_typing.final
 class Report(_message.Message):
     """Something happened."""
 
@@ -267,6 +295,7 @@ class Report(_message.Message):
     LOG_LINE_FIELD_NUMBER: _builtins.int
     EXPORTED_FIELD_NUMBER: _builtins.int
     TRAINER_ENDED_FIELD_NUMBER: _builtins.int
+    PROFILE_RECORDED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counted from 1 in each attempt, without gaps."""
     @_builtins.property
@@ -305,6 +334,10 @@ class Report(_message.Message):
     def trainer_ended(self) -> Global___TrainerEnded:
         """The trainer is gone, and with it every process that it started.  The last report of an attempt."""
 
+    @_builtins.property
+    def profile_recorded(self) -> _training_event_pb2.ProfileRecorded:
+        """A trace is in the store."""
+
     def __init__(
         self,
         *,
@@ -318,12 +351,13 @@ class Report(_message.Message):
         log_line: _training_event_pb2.LogLine | None = ...,
         exported: Global___Exported | None = ...,
         trainer_ended: Global___TrainerEnded | None = ...,
+        profile_recorded: _training_event_pb2.ProfileRecorded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "exported", b"exported", "kind", b"kind", "log_line", b"log_line", "phase_changed", b"phase_changed", "step_completed", b"step_completed", "time", b"time", "trainer_ended", b"trainer_ended", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "exported", b"exported", "kind", b"kind", "log_line", b"log_line", "phase_changed", b"phase_changed", "profile_recorded", b"profile_recorded", "step_completed", b"step_completed", "time", b"time", "trainer_ended", b"trainer_ended", "warning_raised", b"warning_raised"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "exported", b"exported", "kind", b"kind", "log_line", b"log_line", "number", b"number", "phase_changed", b"phase_changed", "step_completed", b"step_completed", "time", b"time", "trainer_ended", b"trainer_ended", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "exported", b"exported", "kind", b"kind", "log_line", b"log_line", "number", b"number", "phase_changed", b"phase_changed", "profile_recorded", b"profile_recorded", "step_completed", b"step_completed", "time", b"time", "trainer_ended", b"trainer_ended", "warning_raised", b"warning_raised"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["step_completed", "evaluation_completed", "checkpoint_saved", "phase_changed", "warning_raised", "log_line", "exported", "trainer_ended"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["step_completed", "evaluation_completed", "checkpoint_saved", "phase_changed", "warning_raised", "log_line", "exported", "trainer_ended", "profile_recorded"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from headrace.training.v1 import training_job_pb2 as headrace_dot_training_dot_v1_dot_training__job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headrace/training/v1/training_event.proto\x12\x14headrace.training.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'headrace/training/v1/training_job.proto\"\x9c\x04\n\rTrainingEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\rstate_changed\x18\x03 \x01(\x0b\x32\".headrace.training.v1.StateChangedH\x00\x12=\n\x0estep_completed\x18\x04 \x01(\x0b\x32#.headrace.training.v1.StepCompletedH\x00\x12I\n\x14\x65valuation_completed\x18\x05 \x01(\x0b\x32).headrace.training.v1.EvaluationCompletedH\x00\x12\x41\n\x10\x63heckpoint_saved\x18\x06 \x01(\x0b\x32%.headrace.training.v1.CheckpointSavedH\x00\x12;\n\rphase_changed\x18\x07 \x01(\x0b\x32\".headrace.training.v1.PhaseChangedH\x00\x12=\n\x0ewarning_raised\x18\x08 \x01(\x0b\x32#.headrace.training.v1.WarningRaisedH\x00\x12\x41\n\x10model_registered\x18\t \x01(\x0b\x32%.headrace.training.v1.ModelRegisteredH\x00\x42\x06\n\x04kind\"\xcb\x01\n\x0cStateChanged\x12\x35\n\x04\x66rom\x18\x01 \x01(\x0e\x32\'.headrace.training.v1.TrainingJob.State\x12\x33\n\x02to\x18\x02 \x01(\x0e\x32\'.headrace.training.v1.TrainingJob.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12.\n\x03job\x18\x05 \x01(\x0b\x32!.headrace.training.v1.TrainingJob\"\xce\x01\n\x13\x45valuationCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12G\n\x07metrics\x18\x03 \x03(\x0b\x32\x36.headrace.training.v1.EvaluationCompleted.MetricsEntry\x12\x0f\n\x07is_best\x18\x04 \x01(\x08\x12\x10\n\x08num_rows\x18\x05 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1d\n\x0cPhaseChanged\x12\r\n\x05phase\x18\x01 \x01(\t\".\n\rWarningRaised\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"(\n\x0fModelRegistered\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"\xe4\x01\n\x07LogLine\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06source\x18\x03 \x01(\x0e\x32$.headrace.training.v1.LogLine.Source\x12\x0c\n\x04text\x18\x04 \x01(\t\"Y\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_STDOUT\x10\x01\x12\x11\n\rSOURCE_STDERR\x10\x02\x12\x11\n\rSOURCE_WORKER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headrace/training/v1/training_event.proto\x12\x14headrace.training.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'headrace/training/v1/training_job.proto\"\xdf\x04\n\rTrainingEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\rstate_changed\x18\x03 \x01(\x0b\x32\".headrace.training.v1.StateChangedH\x00\x12=\n\x0estep_completed\x18\x04 \x01(\x0b\x32#.headrace.training.v1.StepCompletedH\x00\x12I\n\x14\x65valuation_completed\x18\x05 \x01(\x0b\x32).headrace.training.v1.EvaluationCompletedH\x00\x12\x41\n\x10\x63heckpoint_saved\x18\x06 \x01(\x0b\x32%.headrace.training.v1.CheckpointSavedH\x00\x12;\n\rphase_changed\x18\x07 \x01(\x0b\x32\".headrace.training.v1.PhaseChangedH\x00\x12=\n\x0ewarning_raised\x18\x08 \x01(\x0b\x32#.headrace.training.v1.WarningRaisedH\x00\x12\x41\n\x10model_registered\x18\t \x01(\x0b\x32%.headrace.training.v1.ModelRegisteredH\x00\x12\x41\n\x10profile_recorded\x18\n \x01(\x0b\x32%.headrace.training.v1.ProfileRecordedH\x00\x42\x06\n\x04kind\"\xcb\x01\n\x0cStateChanged\x12\x35\n\x04\x66rom\x18\x01 \x01(\x0e\x32\'.headrace.training.v1.TrainingJob.State\x12\x33\n\x02to\x18\x02 \x01(\x0e\x32\'.headrace.training.v1.TrainingJob.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12.\n\x03job\x18\x05 \x01(\x0b\x32!.headrace.training.v1.TrainingJob\"\xce\x01\n\x13\x45valuationCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12G\n\x07metrics\x18\x03 \x03(\x0b\x32\x36.headrace.training.v1.EvaluationCompleted.MetricsEntry\x12\x0f\n\x07is_best\x18\x04 \x01(\x08\x12\x10\n\x08num_rows\x18\x05 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1d\n\x0cPhaseChanged\x12\r\n\x05phase\x18\x01 \x01(\t\".\n\rWarningRaised\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"(\n\x0fModelRegistered\x12\x15\n\rmodel_version\x18\x01 \x01(\t\"i\n\x0fProfileRecorded\x12\x12\n\nfirst_step\x18\x01 \x01(\x03\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"\xe4\x01\n\x07LogLine\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06source\x18\x03 \x01(\x0e\x32$.headrace.training.v1.LogLine.Source\x12\x0c\n\x04text\x18\x04 \x01(\t\"Y\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_STDOUT\x10\x01\x12\x11\n\rSOURCE_STDERR\x10\x02\x12\x11\n\rSOURCE_WORKER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._loaded_options = None
   _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_TRAININGEVENT']._serialized_start=142
-  _globals['_TRAININGEVENT']._serialized_end=682
-  _globals['_STATECHANGED']._serialized_start=685
-  _globals['_STATECHANGED']._serialized_end=888
-  _globals['_EVALUATIONCOMPLETED']._serialized_start=891
-  _globals['_EVALUATIONCOMPLETED']._serialized_end=1097
-  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_start=1051
-  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_end=1097
-  _globals['_PHASECHANGED']._serialized_start=1099
-  _globals['_PHASECHANGED']._serialized_end=1128
-  _globals['_WARNINGRAISED']._serialized_start=1130
-  _globals['_WARNINGRAISED']._serialized_end=1176
-  _globals['_MODELREGISTERED']._serialized_start=1178
-  _globals['_MODELREGISTERED']._serialized_end=1218
-  _globals['_LOGLINE']._serialized_start=1221
-  _globals['_LOGLINE']._serialized_end=1449
-  _globals['_LOGLINE_SOURCE']._serialized_start=1360
-  _globals['_LOGLINE_SOURCE']._serialized_end=1449
+  _globals['_TRAININGEVENT']._serialized_end=749
+  _globals['_STATECHANGED']._serialized_start=752
+  _globals['_STATECHANGED']._serialized_end=955
+  _globals['_EVALUATIONCOMPLETED']._serialized_start=958
+  _globals['_EVALUATIONCOMPLETED']._serialized_end=1164
+  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_start=1118
+  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_end=1164
+  _globals['_PHASECHANGED']._serialized_start=1166
+  _globals['_PHASECHANGED']._serialized_end=1195
+  _globals['_WARNINGRAISED']._serialized_start=1197
+  _globals['_WARNINGRAISED']._serialized_end=1243
+  _globals['_MODELREGISTERED']._serialized_start=1245
+  _globals['_MODELREGISTERED']._serialized_end=1285
+  _globals['_PROFILERECORDED']._serialized_start=1287
+  _globals['_PROFILERECORDED']._serialized_end=1392
+  _globals['_LOGLINE']._serialized_start=1395
+  _globals['_LOGLINE']._serialized_end=1623
+  _globals['_LOGLINE_SOURCE']._serialized_start=1534
+  _globals['_LOGLINE_SOURCE']._serialized_end=1623
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,16 @@ class TrainingServiceStub:
                 request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobRequest.SerializeToString,
                 response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.ProfileTraining = channel.unary_unary(
+                '/headrace.training.v1.TrainingService/ProfileTraining',
+                request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ProfileTrainingRequest.SerializeToString,
+                response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ProfileTrainingResponse.FromString,
+                _registered_method=True)
+        self.DownloadProfile = channel.unary_stream(
+                '/headrace.training.v1.TrainingService/DownloadProfile',
+                request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileRequest.SerializeToString,
+                response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileResponse.FromString,
+                _registered_method=True)
         self.ListTrainers = channel.unary_unary(
                 '/headrace.training.v1.TrainingService/ListTrainers',
                 request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ListTrainersRequest.SerializeToString,
@@ -168,6 +178,21 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProfileTraining(self, request, context):
+        """Has the next steps of a running job recorded, and returns at once; ProfileRecorded follows in its history.  Steps that
+        are recorded take longer than others.  A job that is not RUNNING is FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadProfile(self, request, context):
+        """Yields a recorded trace: gzipped JSON for Perfetto and chrome://tracing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTrainers(self, request, context):
         """Lists what can be trained, with the JSON Schema of each trainer's parameters.
         """
@@ -222,6 +247,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.DeleteTrainingJob,
                     request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobRequest.FromString,
                     response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobResponse.SerializeToString,
+            ),
+            'ProfileTraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProfileTraining,
+                    request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ProfileTrainingRequest.FromString,
+                    response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ProfileTrainingResponse.SerializeToString,
+            ),
+            'DownloadProfile': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadProfile,
+                    request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileRequest.FromString,
+                    response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileResponse.SerializeToString,
             ),
             'ListTrainers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTrainers,
@@ -473,6 +508,60 @@ class TrainingService:
             '/headrace.training.v1.TrainingService/DeleteTrainingJob',
             headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobRequest.SerializeToString,
             headrace_dot_training_dot_v1_dot_training__service__pb2.DeleteTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProfileTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.training.v1.TrainingService/ProfileTraining',
+            headrace_dot_training_dot_v1_dot_training__service__pb2.ProfileTrainingRequest.SerializeToString,
+            headrace_dot_training_dot_v1_dot_training__service__pb2.ProfileTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/headrace.training.v1.TrainingService/DownloadProfile',
+            headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileRequest.SerializeToString,
+            headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

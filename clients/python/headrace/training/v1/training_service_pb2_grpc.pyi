@@ -72,6 +72,12 @@ class TrainingServiceStub:
     """Removes a job that is over, with its history, its log and its checkpoints.  The model version that it became stays.
     A job that is not over is FAILED_PRECONDITION: cancel it first.
     """
+    ProfileTraining: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ProfileTrainingRequest, _training_service_pb2.ProfileTrainingResponse]
+    """Has the next steps of a running job recorded, and returns at once; ProfileRecorded follows in its history.  Steps that
+    are recorded take longer than others.  A job that is not RUNNING is FAILED_PRECONDITION.
+    """
+    DownloadProfile: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadProfileRequest, _training_service_pb2.DownloadProfileResponse]
+    """Yields a recorded trace: gzipped JSON for Perfetto and chrome://tracing."""
     ListTrainers: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]
     """Lists what can be trained, with the JSON Schema of each trainer's parameters."""
 
@@ -119,6 +125,12 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Removes a job that is over, with its history, its log and its checkpoints.  The model version that it became stays.
     A job that is not over is FAILED_PRECONDITION: cancel it first.
     """
+    ProfileTraining: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ProfileTrainingRequest, _training_service_pb2.ProfileTrainingResponse]  # type: ignore[assignment]
+    """Has the next steps of a running job recorded, and returns at once; ProfileRecorded follows in its history.  Steps that
+    are recorded take longer than others.  A job that is not RUNNING is FAILED_PRECONDITION.
+    """
+    DownloadProfile: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadProfileRequest, _training_service_pb2.DownloadProfileResponse]  # type: ignore[assignment]
+    """Yields a recorded trace: gzipped JSON for Perfetto and chrome://tracing."""
     ListTrainers: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]  # type: ignore[assignment]
     """Lists what can be trained, with the JSON Schema of each trainer's parameters."""
 
@@ -217,6 +229,24 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes a job that is over, with its history, its log and its checkpoints.  The model version that it became stays.
         A job that is not over is FAILED_PRECONDITION: cancel it first.
         """
+
+    @_abc_1.abstractmethod
+    def ProfileTraining(
+        self,
+        request: _training_service_pb2.ProfileTrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ProfileTrainingResponse, _abc.Awaitable[_training_service_pb2.ProfileTrainingResponse]]:
+        """Has the next steps of a running job recorded, and returns at once; ProfileRecorded follows in its history.  Steps that
+        are recorded take longer than others.  A job that is not RUNNING is FAILED_PRECONDITION.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadProfile(
+        self,
+        request: _training_service_pb2.DownloadProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_service_pb2.DownloadProfileResponse], _abc.AsyncIterator[_training_service_pb2.DownloadProfileResponse]]:
+        """Yields a recorded trace: gzipped JSON for Perfetto and chrome://tracing."""
 
     @_abc_1.abstractmethod
     def ListTrainers(
