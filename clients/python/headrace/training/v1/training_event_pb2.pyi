@@ -39,6 +39,7 @@ class TrainingEvent(_message.Message):
     PHASE_CHANGED_FIELD_NUMBER: _builtins.int
     WARNING_RAISED_FIELD_NUMBER: _builtins.int
     MODEL_REGISTERED_FIELD_NUMBER: _builtins.int
+    PROFILE_RECORDED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Its place in the history: 1 for the first, then one more each, without gaps."""
     @_builtins.property
@@ -73,6 +74,10 @@ class TrainingEvent(_message.Message):
     def model_registered(self) -> Global___ModelRegistered:
         """The result is registered and may be served."""
 
+    @_builtins.property
+    def profile_recorded(self) -> Global___ProfileRecorded:
+        """A trace of some steps is in the store."""
+
     def __init__(
         self,
         *,
@@ -85,12 +90,13 @@ class TrainingEvent(_message.Message):
         phase_changed: Global___PhaseChanged | None = ...,
         warning_raised: Global___WarningRaised | None = ...,
         model_registered: Global___ModelRegistered | None = ...,
+        profile_recorded: Global___ProfileRecorded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "kind", b"kind", "model_registered", b"model_registered", "phase_changed", b"phase_changed", "state_changed", b"state_changed", "step_completed", b"step_completed", "time", b"time", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "kind", b"kind", "model_registered", b"model_registered", "phase_changed", b"phase_changed", "profile_recorded", b"profile_recorded", "state_changed", b"state_changed", "step_completed", b"step_completed", "time", b"time", "warning_raised", b"warning_raised"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "kind", b"kind", "model_registered", b"model_registered", "phase_changed", b"phase_changed", "sequence", b"sequence", "state_changed", b"state_changed", "step_completed", b"step_completed", "time", b"time", "warning_raised", b"warning_raised"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_saved", b"checkpoint_saved", "evaluation_completed", b"evaluation_completed", "kind", b"kind", "model_registered", b"model_registered", "phase_changed", b"phase_changed", "profile_recorded", b"profile_recorded", "sequence", b"sequence", "state_changed", b"state_changed", "step_completed", b"step_completed", "time", b"time", "warning_raised", b"warning_raised"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "step_completed", "evaluation_completed", "checkpoint_saved", "phase_changed", "warning_raised", "model_registered"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state_changed", "step_completed", "evaluation_completed", "checkpoint_saved", "phase_changed", "warning_raised", "model_registered", "profile_recorded"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -264,6 +270,44 @@ class ModelRegistered(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelRegistered: _TypeAlias = ModelRegistered  # noqa: Y015
+
+@_typing.final
+class ProfileRecorded(_message.Message):
+    """A trace of some steps is in the store, as ProfileTraining asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    first_step: _builtins.int
+    """The first step that was recorded."""
+    num_steps: _builtins.int
+    """How many steps; fewer than were asked for when the training ended meanwhile."""
+    uri: _builtins.str
+    """Where it lies in the store; pass it to DownloadProfile."""
+    digest: _builtins.str
+    """"sha256:" and its digest."""
+    size_bytes: _builtins.int
+    """Its size."""
+    def __init__(
+        self,
+        *,
+        first_step: _builtins.int = ...,
+        num_steps: _builtins.int = ...,
+        uri: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "first_step", b"first_step", "num_steps", b"num_steps", "size_bytes", b"size_bytes", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileRecorded: _TypeAlias = ProfileRecorded  # noqa: Y015
 
 @_typing.final
 class LogLine(_message.Message):
