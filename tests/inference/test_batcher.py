@@ -15,7 +15,7 @@ from headrace_server.inference.batch import BatchLimits, Reason
 from headrace_server.inference.batcher import Batcher
 from headrace_server.inference.letters import mailbox_of
 from headrace_server.inference.meters import new_meters
-from headrace_server.tensors import DataType
+from headrace_server.tensors import Array, DataType
 from tests.doubles.hand_clock import HandClock
 from tests.inference.batcher_under_test import compute, deliver, limits, outcomes, rows_of
 
@@ -149,7 +149,7 @@ async def test_rows_become_what_the_program_takes_while_they_are_put_together(wa
     batch = take(batcher)
 
     assert batch.inputs["x"].dtype == dtype
-    expected = np.concatenate([values[:3], values[3:][:, ::-1]]).astype(dtype)
+    expected: Array = np.concatenate([values[:3], values[3:][:, ::-1]]).astype(dtype)
     assert np.array_equal(batch.inputs["x"], expected)
     batcher.close(Draining, abandon=True)
 

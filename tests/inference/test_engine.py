@@ -358,6 +358,23 @@ async def test_the_least_recently_used_version_makes_room(
     assert value_of(metrics, "headrace_loaded_versions") == 2
 
 
+async def test_calls_that_borrow_nothing_keep_a_version_from_being_the_least_recently_used(
+    make_engine: MakeEngine, publish: Publish, backend: ScriptedBackend
+) -> None:
+    for model in ("a", "b", "c"):
+        await publish(scale(), model)
+    engine = make_engine([backend], max_loaded_versions=2)
+    for model in ("a", "b"):
+        await engine.predict(ModelName(model), rows(1))
+
+    asked_natively = next(one for one in engine._residency.residents if one.version.model == "a")
+    await asked_natively.batcher.submit(rows(1), 8).future
+    await engine.predict(ModelName("c"), rows(1))
+
+    readiness = {model: (await engine.status(ModelName(model))).readiness for model in ("a", "b", "c")}
+    assert readiness == {"a": Readiness.READY, "b": Readiness.UNLOADED, "c": Readiness.READY}
+
+
 async def test_more_models_than_fit_all_answer_under_load(
     make_engine: MakeEngine, publish: Publish, backend: ScriptedBackend
 ) -> None:

@@ -37,6 +37,12 @@ class Meters:
         """A door had an answer ready, so long after the run ended."""
         self.native.responded(seconds)
 
+    @property
+    def last_call_at(self) -> float:
+        """When the last call of any door ended, in seconds since 1970; 0 when there was none."""
+        last: float = self.native.read()["last_call_at"]
+        return last
+
     def counts(self, waiting_rows: int) -> PredictionCounts:
         """For the metrics; so many rows wait just now."""
         counts = self.native.read()

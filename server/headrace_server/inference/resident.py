@@ -65,6 +65,8 @@ class Resident:
         self._lanes: list[Lane] = []
         self._opened: list[asyncio.Future[Session]] = []
         self._rows_are_independent = True
+        self._meters = meters
+        self._borrowed_at = time.time()
         self._num_borrowed = 0
         self._is_free = asyncio.Event()
         self._is_free.set()
@@ -109,8 +111,14 @@ class Resident:
         """Whether calls of any door use it."""
         return self._num_borrowed > 0 or self.batcher.calls_in_flight > 0
 
+    @property
+    def last_used_at(self) -> float:
+        """When it was last borrowed, or a call of any door ended, in seconds since 1970."""
+        return max(self._borrowed_at, self._meters.last_call_at)
+
     def borrow(self) -> "Resident":
         """Keep it loaded until `give_back`."""
+        self._borrowed_at = time.time()
         self._num_borrowed += 1
         self._is_free.clear()
         return self
