@@ -88,3 +88,20 @@ def identity(element_type: int, shape: Sequence[Axis] = ("batch", 2)) -> onnx.Mo
     return model(
         [helper.make_node("Identity", ["x"], ["y"])], [("x", element_type, shape)], [("y", element_type, shape)]
     )
+
+
+def masked_mean() -> onnx.ModelProto:
+    """The mean of the ids that a mask reads, for sequences of any length."""
+    return model(
+        [
+            helper.make_node("Cast", ["ids"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["attention_mask"], ["weights"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["numbers", "weights"], ["read"]),
+            helper.make_node("ReduceSum", ["read", "axes"], ["total"], keepdims=1),
+            helper.make_node("ReduceSum", ["weights", "axes"], ["count"], keepdims=1),
+            helper.make_node("Div", ["total", "count"], ["y"]),
+        ],
+        [("ids", TensorProto.INT64, ["batch", "time"]), ("attention_mask", TensorProto.INT64, ["batch", "time"])],
+        [("y", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(np.array([1], np.int64), "axes")],
+    )

@@ -19,7 +19,7 @@ from headrace_server.names import ModelName
 from headrace_server.precision import Precision, PrecisionPolicy, Tolerances
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.tensors import Array
-from tests.doubles.onnx_models import mlp
+from tests.doubles.onnx_models import masked_mean, mlp
 from tests.doubles.until import until
 from tests.inference.plans.conftest import DEVICES, MakeEngine
 
@@ -308,3 +308,22 @@ async def test_each_answer_names_the_plan_that_ran_its_own_batch(
     assert single.provenance.precision is Precision.FP32
     assert single.provenance.artifact_digest == version.artifacts[0].digest
     assert several.provenance.precision is Precision.INT8
+
+
+async def test_padding_that_a_mask_hides_is_not_computed_and_changes_no_answer(
+    make_engine: MakeEngine, registry: Registry, tmp_path: Path
+) -> None:
+    onnx.save(masked_mean(), tmp_path / "given.onnx")
+    version = await registry.serve_path("m", tmp_path / "given.onnx")
+    await ask_for(registry, Precision.FP32)
+    engine = make_engine("")
+    await engine.load(M)
+    report = await settled(engine, version)
+
+    mask = np.zeros((2, 100), np.int64)
+    mask[0, :3] = mask[1, :20] = 1
+    answer = await engine.predict(M, {"ids": np.full((2, 100), 7, np.int64), "attention_mask": mask})
+
+    assert report.decision is not None
+    assert report.decision.mask_input == "attention_mask"
+    assert answer.outputs["y"].tolist() == [[7], [7]]

@@ -37,6 +37,8 @@ class Decision:
     """Larger batches only make their callers wait."""
     refusals: dict[str, str]
     """By the name of a plan: why it may not run.  Plans that are merely slower are not here."""
+    mask_input: str
+    """The input whose zeros at the end of sequences are cut away; empty where everything is computed."""
     why: str
     """Why this and nothing faster, in a sentence."""
 
@@ -77,6 +79,7 @@ def decide(measurement: Measurement, wanted: Precision, tolerances: Tolerances, 
         busy_sessions=arrangement.sessions if arrangement is not None else 1,
         max_batch_rows=min(_largest_useful(main, sizes, narrow), most_rows),
         refusals=refusals,
+        mask_input=base.mask_input,
         why=_why(measurement, wanted, chosen, refusals, base),
     )
 

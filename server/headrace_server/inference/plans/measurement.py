@@ -67,6 +67,8 @@ class Trial(_Fact):
     arrangements: tuple[Arrangement, ...] = ()
     metric: float | None = None
     """The measure that training recorded, on the rows that it stored answers for; None where there are none."""
+    mask_input: str = ""
+    """The input whose zeros at the end of sequences need not be computed; said by the first trial."""
     prepared: PreparedFile | None = None
     prepare_seconds: float = 0.0
     resident_bytes: int = 0

@@ -14,6 +14,7 @@ from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
 from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.inference.plans.planner import Planned
+from headrace_server.inference.plans.trimming import without_padding
 from headrace_server.inference.plans.trying import batch_of
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -49,7 +50,7 @@ class PlannedBackend:
             except BaseException:
                 self._leave()
                 raise
-        return PlannedSession(decision, sessions, self._running, self._close)
+        return PlannedSession(decision, signature, sessions, self._running, self._close)
 
     def _session(self, plan: Plan, num_threads: int, signature: Signature) -> Session:
         key = (plan.name, num_threads)
@@ -100,11 +101,13 @@ class PlannedSession:
     def __init__(
         self,
         decision: Decision,
+        signature: Signature,
         sessions: dict[tuple[str, int], Session],
         running: Callable[[], AbstractContextManager[bool]],
         closed: Callable[[], None],
     ) -> None:
         self._decision = decision
+        self._signature = signature
         self._sessions = sessions
         self._running = running
         self._closed = closed
@@ -125,6 +128,8 @@ class PlannedSession:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the plan for so many rows.  Raises what the plan raises."""
+        if self._decision.mask_input:
+            inputs = without_padding(inputs, self._decision.mask_input, self._signature)
         rows = next((len(array) for array in inputs.values() if array.ndim), 1)
         plan = self._decision.plan_for(rows)
         self.provenance_index = self.variants.index(plan)

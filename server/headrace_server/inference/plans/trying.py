@@ -18,6 +18,7 @@ from headrace_server.inference.plans.measurement import Arrangement, PreparedFil
 from headrace_server.inference.plans.opening import PlanFiles, open_plan
 from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.inference.plans.preparing import prepare
+from headrace_server.inference.plans.trimming import find_mask
 from headrace_server.models.calibration import CalibrationRows
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.tensors import Array, Signature, Tensors
@@ -63,6 +64,7 @@ def try_plan(plan: Plan, bench: Bench) -> Trial:
         with _opened(plan, files, bench, bench.thread_counts[0]) as session:
             differences = tuple(_compare(session, bench, rows) for rows in _compared_sizes(bench))
             metric = _metric(session, bench)
+            mask_input = find_mask(session, bench.signature, bench.rows.inputs) if not bench.base else ""
             resident_bytes = max(_resident_bytes() - memory_before, 0)
             speeds = list(_time(session, bench, bench.thread_counts[0]))
         if plan.device == CPU and len(bench.thread_counts) > 1:
@@ -77,6 +79,7 @@ def try_plan(plan: Plan, bench: Bench) -> Trial:
         speeds=tuple(speeds),
         arrangements=arrangements,
         metric=metric,
+        mask_input=mask_input,
         prepared=prepared,
         prepare_seconds=prepare_seconds if prepared is not None else 0.0,
         resident_bytes=resident_bytes,
