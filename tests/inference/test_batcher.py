@@ -1,6 +1,7 @@
 """What this batcher does beyond the contract of all: deadlines by itself, shared lanes, conversion, idleness."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -224,3 +225,13 @@ async def test_everything_is_counted_once() -> None:
     assert counts["batches"] == {"full": 0, "idle": 1, "delay": 0, "deadline": 0, "drain": 0}
     assert sum(counts["queue_seconds_histogram"][1]) == 1
     assert counts["compute_seconds_histogram"][2] == pytest.approx(0.002)
+
+
+async def test_a_batcher_that_goes_without_being_closed_answers_all_the_same() -> None:
+    batcher = make(limits())
+    first, second = ask(batcher, 1), ask(batcher, 2)
+    del batcher
+    gc.collect()
+    await deliver()
+
+    assert outcomes([first, second]) == ["RuntimeError"] * 2

@@ -79,7 +79,9 @@ class Batcher:
         if isinstance(outcome, _native.Ticket):
             return outcome
         if outcome.kind == "closed":
-            raise outcome.error
+            why = outcome.error
+            assert why is not None
+            raise why
         retry_after = timedelta(seconds=outcome.retry_after_seconds)
         raise NoPermit(self._model, outcome.waiting_rows, outcome.limit, retry_after, outcome.why)
 

@@ -64,6 +64,4 @@ def _join(shares: Sequence[tuple[Tensors, int, int, bool]]) -> dict[str, Array]:
 def _error(refusal: _native.Refusal) -> BaseException:
     if refusal.kind == "expired":
         return ExpiredInQueue(refusal.queue_seconds * 1000)
-    error = refusal.error
-    assert isinstance(error, BaseException)
-    return error
+    return refusal.error or RuntimeError("the batcher ended without being closed")
