@@ -1,12 +1,12 @@
 """What the registry remembers of models between calls, so that a prediction need not ask the database.
 
-A line (the newest version and the aliases of one model) is forgotten whenever it may have changed, and not remembered
-when it was read while a change was under way: what is remembered is never older than the last answered change.
-Versions never change.  Belongs to the event loop.
+A line (the newest version and the aliases of one model) is forgotten or replaced whenever it may have changed, and not
+remembered when it was read while a change was under way: what is remembered is never older than the last answered
+change.  Versions never change.  Belongs to the event loop.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,10 +31,18 @@ class Line:
         return self.aliases.get("default", self.latest_version)
 
 
+@dataclass(slots=True)
+class Change:
+    """One change that is under way.  Whoever makes it says what the line is afterwards, as soon as he knows."""
+
+    line: Line | None = None
+
+
 class Lines:
     """The models and versions that were asked for last."""
 
     def __init__(self) -> None:
+        self._listeners: list[Callable[[str], None]] = []
         self._lines: OrderedDict[str, Line] = OrderedDict()
         self._versions: OrderedDict[tuple[str, int], ModelVersion] = OrderedDict()
         self._changes: dict[str, int] = {}
@@ -46,6 +54,17 @@ class Lines:
         if line is not None:
             self._lines.move_to_end(model)
         return line
+
+    def look(self, model: str) -> Line | None:
+        """The line of a model, if it is remembered; not for answering anybody."""
+        return self._lines.get(model)
+
+    def watch(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with a model's id whenever its line was remembered, was replaced or is no longer known.
+
+        It is called in the moment in which that happens: nobody can have asked in between.
+        """
+        self._listeners.append(listener)
 
     def version(self, model: str, number: int) -> ModelVersion | None:
         """A version, if it is remembered."""
@@ -62,9 +81,7 @@ class Lines:
     def remember(self, model: str, line: Line, moment: int) -> None:
         """Keep a line that was read since `moment`, unless something has changed, or is changing, meanwhile."""
         if moment == self._num_changes and model not in self._changes:
-            self._lines[model] = line
-            if len(self._lines) > MOST_REMEMBERED:
-                self._lines.popitem(last=False)
+            self._keep(model, line)
 
     def remember_version(self, version: ModelVersion) -> None:
         """Keep a version."""
@@ -73,14 +90,35 @@ class Lines:
             self._versions.popitem(last=False)
 
     @contextmanager
-    def changing(self, model: str) -> Iterator[None]:
+    def changing(self, model: str) -> Iterator[Change]:
         """Around everything that may change a line, however it ends."""
+        moment = self._num_changes
         self._changes[model] = self._changes.get(model, 0) + 1
+        change = Change()
         try:
-            yield
+            yield change
         finally:
             self._changes[model] -= 1
             if not self._changes[model]:
                 del self._changes[model]
+            is_newest = moment == self._num_changes and model not in self._changes
             self._num_changes += 1
-            self._lines.pop(model, None)
+            if change.line is not None and is_newest:
+                self._keep(model, change.line)
+            else:
+                self._forget(model)
+
+    def _keep(self, model: str, line: Line) -> None:
+        self._lines[model] = line
+        self._tell(model)
+        if len(self._lines) > MOST_REMEMBERED:
+            oldest, _ = self._lines.popitem(last=False)
+            self._tell(oldest)
+
+    def _forget(self, model: str) -> None:
+        if self._lines.pop(model, None) is not None:
+            self._tell(model)
+
+    def _tell(self, model: str) -> None:
+        for listener in self._listeners:
+            listener(model)

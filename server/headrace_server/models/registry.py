@@ -80,6 +80,14 @@ class Registry:
             log.info("models.leftovers_removed", files=len(orphans))
         return len(orphans)
 
+    def watch_lines(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with a model's id in the moment in which what its names mean changes, or is not known."""
+        self._lines.watch(listener)
+
+    def line(self, model: str) -> Line | None:
+        """Where the names of a model point, if it is known without asking the database."""
+        return self._lines.look(model)
+
     # Adding versions.
 
     async def register(self, new: NewVersion, *, origin: str, origin_digest: str) -> ModelVersion:
@@ -258,9 +266,7 @@ class Registry:
             records.put_alias(connection, model, alias, version, datetime.now(UTC))
             return records.read_model(connection, model)
 
-        with self._lines.changing(model):
-            changed = await self._database.transact(put)
-        assert changed is not None
+        changed = await self._change(model, put)
         log.info("models.alias_assigned", model=str(ModelName(model, version)), alias=alias)
         return changed
 
@@ -272,9 +278,7 @@ class Registry:
                 raise ModelNotFound(str(ModelName(model, alias=alias)))
             return records.read_model(connection, model)
 
-        with self._lines.changing(model):
-            changed = await self._database.transact(drop)
-        assert changed is not None
+        changed = await self._change(model, drop)
         log.info("models.alias_deleted", model=f"models/{model}", alias=alias)
         return changed
 
@@ -298,9 +302,7 @@ class Registry:
                 raise ModelNotFound(f"models/{model}")
             return records.read_model(connection, model)
 
-        with self._lines.changing(model):
-            changed = await self._database.transact(put)
-        assert changed is not None
+        changed = await self._change(model, put)
         log.info("models.serving_changed", model=f"models/{model}", **changed.serving.model_dump(mode="json"))
         for listener in self._serving_listeners:
             listener(model, changed.serving)
@@ -312,12 +314,29 @@ class Registry:
 
     # Inside.
 
+    async def _change(self, model: str, change_rows: Callable[[Connection], Model | None]) -> Model:
+        """Run a transaction that returns the model as it is afterwards; from its end on everybody sees it so."""
+        with self._lines.changing(model) as change:
+            changed = await self._database.transact(change_rows)
+            assert changed is not None
+            change.line = _line_of(changed)
+        return changed
+
     async def _add(self, model: str, add: Callable[[Connection], ModelVersion]) -> ModelVersion:
         """Run a transaction that numbers a version, again when another server takes the number or the origin first."""
+
+        def add_and_look(connection: Connection) -> tuple[ModelVersion, Model]:
+            version = add(connection)
+            changed = records.read_model(connection, model)
+            assert changed is not None
+            return version, changed
+
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with self._lines.changing(model):
-                    return await self._database.transact(add)
+                with self._lines.changing(model) as change:
+                    version, changed = await self._database.transact(add_and_look)
+                    change.line = _line_of(changed)
+                return version
             except IntegrityError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -387,6 +406,10 @@ class Registry:
         if line is not None:
             self._lines.remember(model, line, moment)
         return line
+
+
+def _line_of(model: Model) -> Line:
+    return Line(latest_version=model.latest_version, aliases=model.aliases, serving=model.serving)
 
 
 def _check_model(model: str) -> None:
