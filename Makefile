@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+FUZZ_SECONDS ?= 180
 BIN := $(VENV)/bin
 # uv looks where pip looks for wheels that lie on this machine.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -9,7 +10,7 @@ OURS := server clients/python examples tests protos/generate.py
 NATIVE := $(shell find native -type f -not -name '*.md')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos native fmt check test sanitize quickstart serve bench clean
+.PHONY: help setup protos native fmt check test sanitize fuzz quickstart serve bench clean
 
 help:  ## show this menu
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -48,6 +49,9 @@ check: setup  ## format, lint, types, floors, contracts, repetition
 
 test: setup  ## all tests, with coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=15
+
+fuzz: setup  ## feed what parses bytes from the network with everything but requests, for some minutes
+	$(BIN)/python tests/native/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 sanitize: setup  ## the C++ tests again, with sanitizers
 	sh tests/native/sanitize.sh $(BIN)
