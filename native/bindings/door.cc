@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bindings/parts.h"
+#include "bindings/plane.h"
 #include "door/options.h"
 
 namespace py = pybind11;
@@ -20,7 +21,7 @@ void bind_door(py::module_& module) {
   const auto make = [](std::string address, std::string complete_server, std::int64_t max_message_bytes,
                        std::int64_t max_buffered_bytes, std::int64_t max_concurrent_calls, int gone_code, std::string gone_message,
                        const py::bytes& gone_details, std::string certificate, std::string key,
-                       std::string client_authority) {
+                       std::string client_authority, const py::object& plane) {
     door::Options options;
     options.address = std::move(address);
     options.complete_server = std::move(complete_server);
@@ -29,13 +30,14 @@ void bind_door(py::module_& module) {
     options.max_concurrent_calls = max_concurrent_calls;
     options.gone = {gone_code, std::move(gone_message), std::string(gone_details)};
     options.tls = {std::move(certificate), std::move(key), std::move(client_authority)};
-    return std::make_unique<Door>(std::move(options), nullptr);
+    return std::make_unique<Door>(std::move(options), plane_from(plane));
   };
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Door>(module, "Door")
       .def(py::init(make), py::kw_only(), py::arg("address"), py::arg("complete_server"), py::arg("max_message_bytes"),
-           py::arg("max_buffered_bytes"), py::arg("max_concurrent_calls"), py::arg("gone_code"), py::arg("gone_message"), py::arg("gone_details"),
-           py::arg("certificate") = "", py::arg("key") = "", py::arg("client_authority") = "")
+           py::arg("max_buffered_bytes"), py::arg("max_concurrent_calls"), py::arg("gone_code"),
+           py::arg("gone_message"), py::arg("gone_details"), py::arg("certificate") = "", py::arg("key") = "",
+           py::arg("client_authority") = "", py::arg("plane") = py::none())
       .def("bind", &Door::bind, release)
       .def("open", &Door::open)
       .def("close", &Door::close, py::arg("grace_seconds"), release)

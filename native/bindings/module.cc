@@ -16,5 +16,6 @@ PYBIND11_MODULE(_native, module) {
 #else
   module.attr("door_built") = false;
 #endif
+  headrace::bindings::bind_plane(module);
   headrace::bindings::bind_plane_testing(module);
 }

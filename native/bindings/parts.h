@@ -19,6 +19,8 @@ void bind_batching(pybind11::module_& module);
 // Only where gRPC for C++ was found.
 void bind_door(pybind11::module_& module);
 
+void bind_plane(pybind11::module_& module);
+
 void bind_plane_testing(pybind11::module_& module);
 
 }  // namespace headrace::bindings

@@ -3,10 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -147,6 +149,41 @@ py::bytes write_answer(int form, const std::string& id, const std::vector<Output
   return as_bytes(answer.finish(timing, respond_seconds));
 }
 
+// Reads a request and writes an answer with one output of 10 FP32, so many times; returns the seconds of one.
+double time_answers(bool is_predict, const std::string& request, std::size_t num_times) {
+  const py::gil_scoped_release release;
+  const Copy copy({request});
+  plane::Version version;
+  version.provenance.push_back({std::string(120, 'p'), std::string(160, 'p')});
+  version.outputs.push_back({"y", Element::kFp32, {-1, 10}, false});
+  const std::vector<float> values(10, 1.0F);
+  batching::Output output;
+  output.element = Element::kFp32;
+  output.shape = {1, 10};
+  output.data = reinterpret_cast<const std::byte*>(values.data());
+  output.size_bytes = 40;
+  output.row_bytes = 40;
+  const std::vector<batching::Output> outputs{output};
+  batching::Timing timing;
+  timing.queue_seconds = 0.000123;
+  timing.batch_rows = timing.batch_calls = 1;
+  std::size_t num_bytes = 0;
+  const auto started_at = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < num_times; ++i) {
+    Question question;
+    const plane::wire::Reader reader(copy.pieces);
+    if (!(is_predict ? plane::wire::read_predict(reader, question) : plane::wire::read_infer(reader, question))) {
+      throw std::invalid_argument("The request is not one that is read here.");
+    }
+    plane::Answer answer;
+    answer.begin(is_predict ? plane::Form::kPredict : plane::Form::kInfer, version, question.id, {0}, question.is_raw);
+    answer.take({outputs, 0, 1, 0, 1, false});
+    num_bytes += answer.finish(timing, 0.00001).size();
+  }
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - started_at;
+  return num_bytes > 0 ? took.count() / static_cast<double>(num_times) : 0.0;
+}
+
 using PlainStatus = std::tuple<int, std::string, py::bytes>;
 
 PlainStatus plain(const plane::Status& status) { return {status.code, status.message, status.details}; }
@@ -173,6 +210,7 @@ void bind_plane_testing(py::module_& module) {
   testing.def("read_model_question", &read_model_question, py::arg("message"));
   testing.def("write_answer", &write_answer, py::arg("form"), py::arg("request_id"), py::arg("arrays"), py::arg("slices"),
               py::arg("is_raw"), py::arg("times"), py::arg("predict_provenance"), py::arg("infer_provenance"));
+  testing.def("time_answers", &time_answers, py::arg("is_predict"), py::arg("request"), py::arg("num_times"));
   testing.def("predict_answer", [](const std::string& id, const Pieces& response) {
     return as_bytes(plane::wire::predict_answer(id, Copy(response).pieces));
   });

@@ -16,8 +16,8 @@
 
 namespace headrace::plane {
 
-// How an error of whoever ran the model is told to callers.
-using TellError = std::function<Status(const std::shared_ptr<const void>& error)>;
+// How an error of whoever ran the model, in a refusal of kError, is told to callers.
+using TellError = std::function<Status(const batching::Refusal& refusal)>;
 
 class Context {
  public:

@@ -72,7 +72,7 @@ void Prediction::answered(const batching::Timing& timing) noexcept {
 void Prediction::refused(const batching::Refusal& refusal) noexcept {
   switch (refusal.kind) {
     case batching::Refusal::Kind::kClosed: return must_pass(PassReason::kLeft);
-    case batching::Refusal::Kind::kError: return has_failed(context_->tell_error(refusal.error));
+    case batching::Refusal::Kind::kError: return has_failed(context_->tell_error(refusal));
     default: return has_failed(tell(refusal));
   }
 }

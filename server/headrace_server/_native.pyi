@@ -222,8 +222,9 @@ door_built: bool
 # The native door: it owns the public port and passes what it does not answer to the complete server.
 class Door:
     # `address` as gRPC has it, port 0 for any that is free; `complete_server` "unix:/path".  `gone_…` is the status of
-    # calls for which the complete server is no longer there, its details a serialized google.rpc.Status.  The last
-    # three are PEM files: all empty, no TLS; without `client_authority` no certificate is asked of callers.
+    # calls for which the complete server is no longer there, its details a serialized google.rpc.Status.  The next
+    # three are PEM files: all empty, no TLS; without `client_authority` no certificate is asked of callers.  Without a
+    # `plane` every call is passed on.
     def __init__(
         self,
         *,
@@ -238,6 +239,7 @@ class Door:
         certificate: str = "",
         key: str = "",
         client_authority: str = "",
+        plane: Plane | None = None,
     ) -> None: ...
 
     # Take the port and begin to accept; False when it is not to be had.  Calls wait until `open`.
@@ -255,6 +257,51 @@ class Door:
     def port(self) -> int: ...
     @property
     def calls_in_flight(self) -> int: ...
+
+# A version that the plane may answer with.  Of each input and output: name, element type, shape (-1: any length),
+# whether only finite numbers are taken.  `provenance` is what answers say of the program that ran, by variant: fields
+# of a PredictResponse and fields of a ModelInferResponse, encoded.
+class ServedVersion:
+    def __init__(
+        self,
+        *,
+        name: str,
+        batcher: Batcher,
+        inputs: Sequence[tuple[str, str, Sequence[int], bool]],
+        outputs: Sequence[tuple[str, str, Sequence[int], bool]],
+        takes_rows: bool,
+        provenance: Sequence[tuple[bytes, bytes]],
+    ) -> None: ...
+
+# The native data plane.  `tell_error` makes a code, a message and a serialized google.rpc.Status of what a model
+# raised; it is called on threads of lanes and timers.
+class Plane:
+    def __init__(
+        self,
+        *,
+        latency_bounds: Sequence[float],
+        stream_window: int,
+        tell_error: Callable[[Exception], tuple[int, str, bytes]],
+    ) -> None: ...
+
+    # Replace all routes: model or model@alias, version or nothing, what answers, an encoded ModelMetadataResponse.
+    def turn(self, routes: Sequence[tuple[str, str, ServedVersion, bytes]]) -> None: ...
+
+    # The name of the version that these mean now.
+    def find(self, model: str, version: str) -> str | None: ...
+    def set_serving(self, is_serving: bool) -> None: ...
+    def drain(self) -> None: ...
+    @property
+    def calls_in_flight(self) -> int: ...
+
+    # By method: calls by code, counts of each latency bucket and above all, the sum of seconds, passed calls by reason.
+    def read_counts(self) -> dict[str, tuple[dict[int, int], list[int], float, dict[str, int]]]: ...
+
+    # Record this share of the calls whose callers do not say; negative: none at all.
+    def trace(self, ratio: float) -> None: ...
+    def take_spans(self) -> list[dict[str, Any]]: ...
+    @property
+    def num_spans_left_out(self) -> int: ...
 
 # The data plane's readers and writers, for its tests.  A message is given in pieces, cut anywhere; None: not read here.
 class plane_testing:  # noqa: N801 - a module
@@ -281,6 +328,10 @@ class plane_testing:  # noqa: N801 - a module
         predict_provenance: bytes,
         infer_provenance: bytes,
     ) -> bytes: ...
+
+    # Seconds that it takes to read a request and to write an answer with one output of 10 FP32, on average.
+    @staticmethod
+    def time_answers(is_predict: bool, request: bytes, num_times: int) -> float: ...
     @staticmethod
     def predict_answer(request_id: str, response: Sequence[bytes], /) -> bytes: ...
     @staticmethod

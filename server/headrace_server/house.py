@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import structlog
@@ -31,6 +31,7 @@ from headrace_server.names import is_id
 from headrace_server.rpc.door import Door, bind_door, kind_of
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Interceptor
+from headrace_server.rpc.plane import Plane
 from headrace_server.rpc.server import PUBLIC_SERVICES, bind_socket, private_server, public_server
 from headrace_server.rpc.services.datasets import DatasetService
 from headrace_server.rpc.services.inference import InferenceService
@@ -47,6 +48,9 @@ from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
 from headrace_server.training.desk import TrainingDesk
 from headrace_server.training.live_jobs import LiveJobs
+
+if TYPE_CHECKING:
+    from headrace_server.rpc.tracing import Tracing
 
 QUIET_SECONDS = 0.1
 """Nobody called for so long: callers have noticed that the server is leaving."""
@@ -78,6 +82,7 @@ class House:
         self._health = Health(PUBLIC_SERVICES)
         self._interceptor = Interceptor(self.metrics, self._closing)
         self._rooms = AsyncExitStack()
+        self._plane: Plane | None = None
         self._door: Door
         self._private: grpc.aio.Server
         self._engine: Engine
@@ -126,6 +131,8 @@ class House:
         self._health.latch()
         await self._within(server.pre_stop_seconds, asyncio.Event().wait())
         self._closing.set()
+        if self._plane is not None:
+            self._plane.drain()
         until = time.monotonic() + server.drain_seconds
         await asyncio.gather(
             self._within(server.drain_seconds, self._engine.drain()),
@@ -212,11 +219,21 @@ class House:
         self._private = private_server(interceptor, WorkerService(self._desk, self._closing))
         rooms.push_async_callback(self._private.stop, 0)
         kind = kind_of(settings.server.door)
+        tracing = await self._open_tracing()
+        if kind == "native":
+            self._plane = plane = Plane(Statuses(self.metrics), settings.inference.stream_window)
+            self._engine.watch_routes(plane.turn)
+            self._health.watch_server(plane.set_serving)
+            self.metrics.native_calls.add_source(plane.counts)
+            if tracing is not None:
+                plane.trace(settings.telemetry.trace_ratio)
+                tracing.follow(plane.native.take_spans)
         public = public_server(
             settings.server,
             interceptor,
             self._health,
             is_behind_door=kind == "native",
+            interceptors=[tracing.interceptor()] if tracing is not None else [],
             training=TrainingService(self._desk, families),
             inference=InferenceService(
                 self._engine, Statuses(self.metrics), self._closing, settings.inference.stream_window
@@ -229,7 +246,7 @@ class House:
         )
         # Both are bound before anything is started: a port that is taken must be noticed before any job goes on.
         bind_socket(self._private, folder.socket)
-        self._door = bind_door(kind, public, settings.server, folder.public_socket)
+        self._door = bind_door(kind, public, settings.server, folder.public_socket, self._plane)
         rooms.push_async_callback(self._door.close, 0)
         self.port = self._door.port
 
@@ -251,6 +268,20 @@ class House:
             endpoint = MetricsEndpoint(self.metrics.registry, telemetry.metrics_host, telemetry.metrics_port)
             self._rooms.push_async_callback(asyncio.to_thread, endpoint.close)
             self.metrics_port = endpoint.port
+
+    async def _open_tracing(self) -> "Tracing | None":
+        telemetry = self.settings.telemetry
+        if not telemetry.trace_endpoint:
+            return None
+        try:
+            from headrace_server.rpc.tracing import Tracing
+        except ImportError as error:
+            raise CannotStart(
+                "telemetry.trace_endpoint needs OpenTelemetry: pip install 'headrace-server[tracing]'"
+            ) from error
+        tracing = await asyncio.to_thread(Tracing, telemetry.trace_endpoint, telemetry.trace_ratio)
+        self._rooms.push_async_callback(asyncio.to_thread, tracing.close)
+        return tracing
 
     async def _serve_models(self) -> None:
         for name, path in self.settings.models.serve.items():

@@ -153,6 +153,15 @@ class TelemetrySettings(_Section):
     log_format: Literal["json", "console"] = Field("json", description="One JSON object a line, or text for people.")
     metrics_host: str = Field("127.0.0.1", description="Address of the Prometheus endpoint.")
     metrics_port: int = Field(9464, ge=-1, le=65535, description="Its port; 0 lets the system choose, -1 turns it off.")
+    trace_endpoint: str = Field(
+        "", description="Where spans of calls are sent (OTLP over gRPC), such as http://127.0.0.1:4317; empty: nowhere."
+    )
+    trace_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of calls that are traced; callers who send a traceparent decide that.",
+    )
 
 
 class Settings(_Section):

@@ -91,7 +91,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench() -> AsyncIterator[Bench]:
+async def open_bench(*, trusts_door: bool = False) -> AsyncIterator[Bench]:
     scripted, metrics, closing = Scripted(), Metrics(), asyncio.Event()
     server = grpc.aio.server()
     codec = (StringValue.FromString, StringValue.SerializeToString)
@@ -101,7 +101,10 @@ async def open_bench() -> AsyncIterator[Bench]:
         "StreamUnary": grpc.stream_unary_rpc_method_handler(scripted.stream_unary, *codec),
         "StreamStream": grpc.stream_stream_rpc_method_handler(scripted.stream_stream, *codec),
     }
-    Interceptor(metrics, closing).add_methods("test.Scripted", methods, server)
+    interceptor = Interceptor(metrics, closing)
+    if trusts_door:
+        interceptor.trust_door()
+    interceptor.add_methods("test.Scripted", methods, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -213,3 +216,20 @@ async def test_methods_that_nobody_knows_get_no_label() -> None:
             sample.labels.get("method") for family in bench.metrics.registry.collect() for sample in family.samples
         }
         assert not any(name and "MadeUp" in name for name in names)
+
+
+@pytest.mark.parametrize("trusts_door", [True, False])
+async def test_only_a_trusted_door_can_say_that_a_call_is_a_part_of_what_it_has_taken(trusts_door: bool) -> None:
+    async with open_bench(trusts_door=trusts_door) as bench:
+        bench.closing.set()
+        content = StringValue(value="hello").SerializeToString()
+        ask: Any = bench.channel.unary_unary("/test.Scripted/UnaryUnary")
+        call = ask(content, metadata=(("x-headrace-part", "1"),))
+
+        if trusts_door:
+            assert StringValue.FromString(await call).value == "hello"
+            assert bench.ended("UnaryUnary", "OK") == 0
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

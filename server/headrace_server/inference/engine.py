@@ -46,6 +46,7 @@ from headrace_server.inference.prediction import (
 from headrace_server.inference.programs import Programs
 from headrace_server.inference.residency import Residency
 from headrace_server.inference.resident import Resident
+from headrace_server.inference.routes import Publish, Routes
 from headrace_server.inference.tally import Statistics
 from headrace_server.kernels.gate import ServingGate
 from headrace_server.memory import Ledger
@@ -137,6 +138,9 @@ class Engine:
                 lambda version, planned: self._open_with(version, "", planned, self._residency.discard),
                 self._loader.close,
             )
+        self._routes = Routes(registry.line)
+        registry.watch_lines(self._routes.line_changed)
+        self._residency.announce(self._routes.add, self._routes.remove)
         self._snapshots: Snapshots | None = None
         if jobs is not None:
             templates = Templates(jobs, store, TemplateMaker(settings.load_seconds), scratch)
@@ -269,6 +273,10 @@ class Engine:
         """Remove what an earlier process has left; to be called before anything is asked."""
         if self._snapshots is not None:
             await self._snapshots.sweep()
+
+    def watch_routes(self, listener: Publish) -> None:
+        """Call `listener` with every name that means a version which is ready, now and whenever that changes."""
+        self._routes.watch(listener)
 
     async def drain(self) -> None:
         """Refuse new predictions with Draining and wait until those admitted are finished."""

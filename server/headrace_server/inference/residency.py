@@ -89,6 +89,8 @@ class Residency:
         self._bell = asyncio.Event()
         self._ready: Counter[str] = Counter()
         self._listeners: list[Callable[[str, bool], None]] = []
+        self._has_come: Callable[[Resident], None] = _ignore
+        self._will_go: Callable[[Resident], None] = _ignore
         self._leaving: dict[Resident, asyncio.Task[None]] = {}
         self._leaving_bytes: dict[Resident, int] = {}
         self._sizes: OrderedDict[Key, int] = OrderedDict()
@@ -199,6 +201,13 @@ class Residency:
         """Call `listener` with `models/{model}` and True when its first version is ready, False after the last."""
         self._listeners.append(listener)
 
+    def announce(self, has_come: Callable[[Resident], None], will_go: Callable[[Resident], None]) -> None:
+        """Call these with each resident in the moment in which it is ready, and before it is withdrawn.
+
+        One that is replaced is not withdrawn: who comes takes its place.
+        """
+        self._has_come, self._will_go = has_come, will_go
+
     async def close(self) -> None:
         """Close everything.  Loads must have been ended before, by closing the errands."""
         for slot in list(self._slots.values()):
@@ -219,6 +228,7 @@ class Residency:
         if slot is None or slot.resident is not old:
             return False
         slot.resident = new
+        self._has_come(new)
         self._num_occupied += 1
         self._tell_occupied(self._num_occupied)
         self._leaving_bytes[old] = slot.nbytes
@@ -258,6 +268,7 @@ class Residency:
             return
         slot.resident, slot.readiness = resident, Readiness.READY
         self._measured(slot, measured)
+        self._has_come(resident)
         self._failures.pop(key, None)
         for waiter in slot.waiters:
             if not waiter.done():
@@ -343,6 +354,7 @@ class Residency:
         """Let no new call find a version, and close it when the calls that have it are finished."""
         resident = slot.resident
         assert resident is not None
+        self._will_go(resident)
         del self._slots[slot.version.key]
         self._count_ready(slot.version, -1)
         self._leaving_bytes[resident] = slot.nbytes
@@ -392,6 +404,10 @@ def _sums(held: list[tuple[Held, _Slot | None]]) -> tuple[int, int]:
 def _last_used_at(slot: _Slot) -> float:
     """Calls of the native door borrow nothing: when the last one ended is known to who counts them."""
     return slot.resident.last_used_at if slot.resident is not None else math.inf
+
+
+def _ignore(_: Resident) -> None:
+    pass
 
 
 def _may_try_again(failed: _Slot) -> bool:

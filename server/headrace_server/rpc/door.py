@@ -12,6 +12,7 @@ import grpc
 
 from headrace_server import _native
 from headrace_server.errors import CannotStart, Draining
+from headrace_server.rpc.plane import Plane
 from headrace_server.rpc.server import address_of, bind, bind_socket, port_taken
 from headrace_server.rpc.status import status_of
 from headrace_server.rpc.tls import Staged, server_credentials, tls_of
@@ -47,11 +48,14 @@ def kind_of(setting: Literal["auto", "native", "grpc_aio"]) -> Kind:
     return setting
 
 
-def bind_door(kind: Kind, server: grpc.aio.Server, settings: ServerSettings, socket: Path) -> Door:
+def bind_door(
+    kind: Kind, server: grpc.aio.Server, settings: ServerSettings, socket: Path, plane: Plane | None = None
+) -> Door:
     """Bind the public port for a complete server that is neither bound nor started.
 
-    `socket` is where the complete server listens when it is not the one that holds the port.  Raises CannotStart when
-    the port cannot be had, or the files for TLS are of no use.
+    `socket` is where the complete server listens when it is not the one that holds the port; `plane` is what the native
+    door answers with by itself, nothing without it.  Raises CannotStart when the port cannot be had, or the files for
+    TLS are of no use.
     """
     tls = tls_of(settings)
     if kind == "grpc_aio":
@@ -60,7 +64,7 @@ def bind_door(kind: Kind, server: grpc.aio.Server, settings: ServerSettings, soc
     address = bind_socket(server, socket)
     staged = Staged(tls, socket.parent) if tls is not None else None
     try:
-        return _NativeDoor(server, settings, staged, address)
+        return _NativeDoor(server, settings, staged, address, plane)
     except BaseException:
         if staged is not None:
             staged.remove()
@@ -89,7 +93,12 @@ class _NativeDoor:
     kind: Kind = "native"
 
     def __init__(
-        self, server: grpc.aio.Server, settings: ServerSettings, staged: Staged | None, complete_server: str
+        self,
+        server: grpc.aio.Server,
+        settings: ServerSettings,
+        staged: Staged | None,
+        complete_server: str,
+        plane: Plane | None,
     ) -> None:
         gone = status_of(Draining())
         tls = staged.tls if staged is not None else None
@@ -106,6 +115,7 @@ class _NativeDoor:
             certificate=str(tls.certificate) if tls is not None else "",
             key=str(tls.key) if tls is not None else "",
             client_authority=str(tls.client_ca or "") if tls is not None else "",
+            plane=plane.native if plane is not None else None,
         )
         if not self._native.bind():
             raise port_taken(settings.host, settings.port)

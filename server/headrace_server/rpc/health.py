@@ -5,7 +5,7 @@ anything, and never turns back.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
 
     def __init__(self, services: Iterable[str]) -> None:
         self._serving = dict.fromkeys((WHOLE_SERVER, *services), False)
+        self._listeners: list[Callable[[bool], None]] = []
         self._is_latched = False
         self._is_closed = False
         self._bell = asyncio.Event()
@@ -38,16 +39,23 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
         if not self._is_latched and self._serving.get(name) != is_serving:
             self._serving[name] = is_serving
             self._ring()
+            if name == WHOLE_SERVER:
+                self._tell_listeners(is_serving)
 
     def is_serving(self, name: str = WHOLE_SERVER) -> bool:
         """Whether `name` answers; False for a name that nobody knows."""
         return self._serving.get(name, False)
+
+    def watch_server(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener` with whether the whole server answers, whenever that is said."""
+        self._listeners.append(listener)
 
     def latch(self) -> None:
         """Say, for good, that nothing answers any more."""
         self._serving = dict.fromkeys(self._serving, False)
         self._is_latched = True
         self._ring()
+        self._tell_listeners(False)
 
     def close(self) -> None:
         """End every watch."""
@@ -85,6 +93,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
             if self._is_closed:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
             await bell.wait()
+
+    def _tell_listeners(self, is_serving: bool) -> None:
+        for listener in self._listeners:
+            listener(is_serving)
 
     def _ring(self) -> None:
         bell, self._bell = self._bell, asyncio.Event()

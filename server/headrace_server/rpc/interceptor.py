@@ -21,6 +21,8 @@ from headrace_server.rpc.status import Statuses, trailers
 from headrace_server.telemetry.metrics import Metrics
 
 REQUEST_ID = "x-request-id"
+PART = "x-headrace-part"
+"""With this the native door marks what is a part of a stream that it holds itself, and counts."""
 LONGEST_REQUEST_ID = 128
 
 T = TypeVar("T")
@@ -50,6 +52,11 @@ class Interceptor:
         self._metrics = metrics
         self._statuses = Statuses(metrics)
         self._door = _Doorkeeper(closing)
+        self._is_behind_door = False
+
+    def trust_door(self) -> None:
+        """From now on handlers are added for callers who come through the native door, and only through it."""
+        self._is_behind_door = True
 
     async def wait_until_quiet(self, quiet_seconds: float) -> None:
         """Once closing, wait until nobody has had to be turned away for so long: callers have noticed."""
@@ -86,7 +93,7 @@ class Interceptor:
 
     def _wrap(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]", drains: bool) -> Any:
         behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        call = _Call(method, self._metrics, self._statuses, self._door if drains else None)
+        call = _Call(method, self._metrics, self._statuses, self._door if drains else None, self._is_behind_door)
         if handler.response_streaming:
             pump = _pump_stream if handler.request_streaming else _pump
 
@@ -114,10 +121,13 @@ class Interceptor:
 class _Call:
     """The rules of one method's calls, with its metrics already bound."""
 
-    def __init__(self, method: str, metrics: Metrics, statuses: Statuses, door: "_Doorkeeper | None") -> None:
+    def __init__(
+        self, method: str, metrics: Metrics, statuses: Statuses, door: "_Doorkeeper | None", is_behind_door: bool
+    ) -> None:
         self._method = method
         self._statuses = statuses
         self._door = door
+        self._is_behind_door = is_behind_door
         self._in_flight = metrics.calls_in_flight
         self._seconds = metrics.call_seconds.labels(method)
         self._calls = metrics.calls
@@ -130,9 +140,11 @@ class _Call:
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         code = grpc.StatusCode.OK
         started_at = time.perf_counter()
-        self._in_flight.inc()
+        is_part = self._is_behind_door and _is_part(context)
+        if not is_part:
+            self._in_flight.inc()
         try:
-            if self._door is not None:
+            if self._door is not None and not is_part:  # what a stream has asked already is still answered
                 self._door.check()
             return await work()
         except asyncio.CancelledError:
@@ -152,9 +164,10 @@ class _Call:
             code, message, details = trailers(status)
             await context.abort(code, message, ((REQUEST_ID, request_id), *details))
         finally:
-            self._in_flight.dec()
-            self._count(code)
-            self._seconds.observe(time.perf_counter() - started_at)
+            if not is_part:
+                self._in_flight.dec()
+                self._count(code)
+                self._seconds.observe(time.perf_counter() - started_at)
 
     def _count(self, code: grpc.StatusCode) -> None:
         counter = self._ended.get(code)
@@ -260,6 +273,10 @@ def _request_id(context: Context) -> str:
         ):
             return value
     return f"{random.getrandbits(64):016x}"
+
+
+def _is_part(context: Context) -> bool:
+    return any(key == PART for key, _ in context.invocation_metadata() or ())
 
 
 def _why_cancelled(context: Context) -> grpc.StatusCode:

@@ -65,6 +65,7 @@ def public_server(
     health: Health,
     *,
     is_behind_door: bool = False,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     training: training_service_pb2_grpc.TrainingServiceServicer,
     inference: inference_service_pb2_grpc.InferenceServiceServicer,
     models: model_service_pb2_grpc.ModelServiceServicer,
@@ -78,7 +79,10 @@ def public_server(
     server = grpc.aio.server(
         options=(*options(settings.max_message_bytes), *(BEHIND_DOOR if is_behind_door else ())),
         maximum_concurrent_rpcs=None if is_behind_door else settings.max_concurrent_calls,
+        interceptors=interceptors,
     )
+    if is_behind_door:
+        interceptor.trust_door()
     # Handlers are asked in this order, so the busiest come first.
     interceptor.add(inference_service_pb2_grpc.add_InferenceServiceServicer_to_server, inference, server)
     interceptor.add(

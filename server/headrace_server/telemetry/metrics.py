@@ -5,6 +5,7 @@ Labels hold models, versions, trainers, states and reasons; never ids, and never
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from headrace_server.telemetry.calls import CallMetrics
 from headrace_server.telemetry.predictions import PredictionMetrics
 
 # Small models answer in a fraction of a millisecond; the default buckets would put all of them into the first one.
@@ -24,15 +25,23 @@ class Metrics:
 
         # Calls (gRPC).
         self.calls = Counter(
-            "headrace_calls", "Calls that ended, by method and status code.", ["method", "code"], registry=registry
+            "headrace_calls", "Calls that ended, by method and status code.", ["method", "code"], registry=None
         )
         self.call_seconds = Histogram(
             "headrace_call_duration_seconds", "From the first byte of a call to its status, by method.",
-            ["method"], buckets=LATENCY_SECONDS, registry=registry,
+            ["method"], buckets=LATENCY_SECONDS, registry=None,
         )  # fmt: skip
-        self.calls_in_flight = Gauge(
-            "headrace_calls_in_flight", "Calls under way, streams included.", registry=registry
+        self.calls_in_flight = Gauge("headrace_calls_in_flight", "Calls under way, streams included.", registry=None)
+        self.passed_calls = Counter(
+            "headrace_passed_calls",
+            "Predictions and the like that the native door left to the complete server, by why: draining, request, "
+            "name, signature, left, output.",
+            ["method", "reason"], registry=None,
+        )  # fmt: skip
+        self.native_calls = CallMetrics(
+            self.calls, self.call_seconds, self.calls_in_flight, self.passed_calls, LATENCY_SECONDS
         )
+        registry.register(self.native_calls)
         self.internal_errors = Counter(
             "headrace_internal_errors", "Faults of the server itself, which callers saw as INTERNAL.", registry=registry
         )

@@ -8,6 +8,7 @@ from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidName, InvalidSpec, InvalidTensor, Violation
 from headrace_server.inference.prediction import MemberAnswer, ModelStatus, Prediction, Provenance, Timing
+from headrace_server.models.version import ModelVersion
 from headrace_server.names import ModelName, SnapshotName, parse_predictable
 from headrace_server.precision import Precision
 from headrace_server.rpc.status import status_of
@@ -72,11 +73,8 @@ def question_from_proto(request: pb.PredictRequest) -> Question:
 
 def prediction_to_proto(prediction: Prediction, *, as_values: bool) -> pb.PredictResponse:
     """The answer with its timing and provenance."""
-    response = pb.PredictResponse(
-        model_version=str(name) if not isinstance(name := prediction.version.name, SnapshotName) else "",
-        timing=_timing_to_proto(prediction.timing),
-        provenance=_provenance_to_proto(prediction.provenance),
-    )
+    response = frame_to_proto(prediction.version, prediction.provenance)
+    response.timing.CopyFrom(_timing_to_proto(prediction.timing))
     if prediction.staleness is not None:
         response.staleness.steps = prediction.staleness.steps
         response.staleness.age.CopyFrom(_span(prediction.staleness.age_seconds))
@@ -84,6 +82,14 @@ def prediction_to_proto(prediction: Prediction, *, as_values: bool) -> pb.Predic
     for output, array in prediction.outputs.items():
         write_tensor(array, response.outputs[output], as_values=as_values)
     return response
+
+
+def frame_to_proto(version: ModelVersion, provenance: Provenance) -> pb.PredictResponse:
+    """What all answers of one program have in common."""
+    return pb.PredictResponse(
+        model_version=str(version.name) if not isinstance(version.name, SnapshotName) else "",
+        provenance=_provenance_to_proto(provenance),
+    )
 
 
 def status_to_proto(status: ModelStatus) -> pb.GetModelStatusResponse:

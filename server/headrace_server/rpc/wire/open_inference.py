@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from headrace_server.errors import InvalidName, InvalidSpec, InvalidTensor, Violation
-from headrace_server.inference.prediction import Prediction
+from headrace_server.inference.prediction import Prediction, Provenance
 from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 from headrace_server.names import ModelName, SnapshotName
@@ -126,8 +126,9 @@ def question_from_request(request: pb.ModelInferRequest) -> OpenQuestion:
 
 def response_of(prediction: Prediction, request_id: str, *, is_raw: bool) -> pb.ModelInferResponse:
     """The answer, with its timing and provenance as parameters."""
-    version, timing, provenance = prediction.version, prediction.timing, prediction.provenance
-    response = pb.ModelInferResponse(model_name=version.model, model_version=label_of(version), id=request_id)
+    timing, provenance = prediction.timing, prediction.provenance
+    response = frame_of(prediction.version, provenance)
+    response.id = request_id
     parameters = response.parameters
     if prediction.staleness is not None:
         parameters["headrace_checkpoint_digest"].string_param = provenance.checkpoint_digest
@@ -138,11 +139,18 @@ def response_of(prediction: Prediction, request_id: str, *, is_raw: bool) -> pb.
     parameters["headrace_compute_us"].int64_param = _microseconds(timing.compute_seconds)
     parameters["headrace_respond_us"].int64_param = _microseconds(timing.respond_seconds)
     parameters["headrace_batch_rows"].int64_param = timing.batch_rows
+    write_outputs(prediction.outputs, response, is_raw=is_raw or must_be_raw(prediction.outputs))
+    return response
+
+
+def frame_of(version: ModelVersion, provenance: Provenance) -> pb.ModelInferResponse:
+    """What all answers of one program have in common."""
+    response = pb.ModelInferResponse(model_name=version.model, model_version=label_of(version))
+    parameters = response.parameters
     parameters["headrace_artifact_digest"].string_param = provenance.artifact_digest
     parameters["headrace_backend"].string_param = provenance.backend
     parameters["headrace_precision"].string_param = provenance.precision
     parameters["headrace_device"].string_param = provenance.device
-    write_outputs(prediction.outputs, response, is_raw=is_raw or must_be_raw(prediction.outputs))
     return response
 
 
