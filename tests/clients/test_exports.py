@@ -17,10 +17,10 @@ HeadraceError Health IllegalTransition ImageClassificationTrainer InUse Interrup
 InvalidModel InvalidName InvalidPageToken InvalidSpec InvalidTensor JobNotFound LinearSchedule LogLine MemberAnswer
 Model ModelFailed ModelLoading ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken
 NoCheckpointYet NoPermit NotFound Numerics OutOfRange Overloaded PhaseChanged Placement PluginTrainer Prediction
-Provenance QueueFull RequestIdReused Retry ServerDraining ServerFault Sgd Staleness StateChanged StepCompleted
-StepDecaySchedule StorageFull StreamedPrediction TabularTrainer TimedOut Timing TooLarge TrainingCancelled
-TrainingEnded TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported Violation WarningRaised
-WrongState chain mean plugin tls_credentials training_spec vote
+ProfileRecorded Provenance QueueFull RequestIdReused Retry ServerDraining ServerFault Sgd Staleness StateChanged
+StepCompleted StepDecaySchedule StorageFull StreamedPrediction TabularTrainer TimedOut Timing TooLarge
+TrainingCancelled TrainingEnded TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported
+Violation WarningRaised WrongState chain mean plugin tls_credentials training_spec vote
 """
 NOT_OF_CALLS = {"UNSPECIFIED", "INTERNAL", "WORKER_FENCED", "TRAINER_FAILED", "WORKER_LOST"}
 

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from headrace.spec import plugin as plugin, training_spec as training_spec
     from headrace.training.v1.training_event_pb2 import (
         EvaluationCompleted as EvaluationCompleted, LogLine as LogLine, ModelRegistered as ModelRegistered,
-        PhaseChanged as PhaseChanged, StateChanged as StateChanged, WarningRaised as WarningRaised,
+        PhaseChanged as PhaseChanged, ProfileRecorded as ProfileRecorded, StateChanged as StateChanged,
+        WarningRaised as WarningRaised,
     )
     from headrace.training.v1.training_job_pb2 import (
         CheckpointSaved as CheckpointSaved, StepCompleted as StepCompleted, TrainingJob as TrainingJob,
@@ -98,7 +99,8 @@ _HOMES = {
     "headrace.run": ("TrainingRun",),
     "headrace.spec": ("plugin", "training_spec"),
     "headrace.training.v1.training_event_pb2": (
-        "EvaluationCompleted", "LogLine", "ModelRegistered", "PhaseChanged", "StateChanged", "WarningRaised",
+        "EvaluationCompleted", "LogLine", "ModelRegistered", "PhaseChanged", "ProfileRecorded", "StateChanged",
+        "WarningRaised",
     ),
     "headrace.training.v1.training_job_pb2": ("CheckpointSaved", "StepCompleted", "TrainingJob"),
     "headrace.training.v1.training_spec_pb2": (
