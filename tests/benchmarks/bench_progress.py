@@ -1,0 +1,145 @@
+"""How long an event takes from a trainer to its readers, and what it costs the trainer.
+
+    python tests/benchmarks/bench_progress.py [--readers 1 1000] [--seconds 10]
+
+A real training of a small table on a real server; each reader is a StreamProgress of its own, all in one process beside
+it, on 16 connections.  Latency is from the time that the event carries until the reader has its frame decoded: spool,
+transaction with its flush to the disk, and both streams are in it.  The cost to the trainer is what one report takes in
+its own thread: made, encoded, and written to the pipe, which somebody reads.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from headrace.training.v1 import training_service_pb2 as pb  # noqa: E402
+from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub  # noqa: E402
+from headrace_server.trainers.pipe import ReportPipe, end_at_once  # noqa: E402
+from headrace_server.trainers.reports import StepCompleted  # noqa: E402
+from tests.doubles.flowers import learn_flowers, upload_flowers  # noqa: E402
+from tests.doubles.server_process import ServerProcess  # noqa: E402
+
+if TYPE_CHECKING:
+    from headrace.training.v1.training_service_pb2_grpc import TrainingServiceAsyncStub
+
+NUM_CONNECTIONS = 16
+NUM_REPORTS = 20_000
+
+
+async def read(stub: "TrainingServiceAsyncStub", after: int, latencies: list[float], is_over: asyncio.Event) -> None:
+    """One reader: notes how old each step is when it has it."""
+    call = stub.StreamProgress(pb.StreamProgressRequest(name="trainingJobs/j", after_sequence=after))
+    async for frame in call:
+        if frame.HasField("event") and frame.event.HasField("step_completed"):
+            latencies.append(time.time() - frame.event.time.ToNanoseconds() / 1e9)
+        if is_over.is_set():
+            call.cancel()
+            return
+
+
+async def with_readers(target: str, num_readers: int, seconds: float) -> list[float]:
+    """Seconds that events took, over all readers."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(min(NUM_CONNECTIONS, num_readers))]
+    latencies: list[float] = []
+    is_over = asyncio.Event()
+    try:
+        job = (
+            await TrainingServiceStub(channels[0]).GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))
+        ).job
+        stubs = [TrainingServiceStub(channel) for channel in channels]
+        readers = [
+            asyncio.ensure_future(read(stubs[number % len(stubs)], job.latest_sequence, latencies, is_over))
+            for number in range(num_readers)
+        ]
+        await asyncio.sleep(2)  # until all are connected
+        latencies.clear()
+        await asyncio.sleep(seconds)
+        found = list(latencies)
+        is_over.set()
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+        return found
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+async def measure(readers: list[int], seconds: float) -> None:
+    """Print a line for each number of readers."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = await ServerProcess.start(Path(folder) / "data")
+        try:
+            async with await server.opened() as callers:
+                await upload_flowers(callers)
+                await callers.training.StartTraining(learn_flowers("j", epochs=1_000_000))
+                async for frame in callers.training.StreamProgress(pb.StreamProgressRequest(name="trainingJobs/j")):
+                    if frame.HasField("event") and frame.event.HasField("step_completed"):
+                        break
+            target = f"127.0.0.1:{(await server.logged('house.open'))['port']}"
+            for num_readers in readers:
+                found = sorted(await with_readers(target, num_readers, seconds))
+                p50, p95 = (found[int(len(found) * share)] * 1e3 for share in (0.5, 0.95))
+                print(f"{num_readers:>6} readers  {len(found):>8} events  p50 {p50:7.1f} ms  p95 {p95:7.1f} ms")
+        finally:
+            await server.kill()
+
+
+def cost_of_a_report() -> float:
+    """Seconds that one report takes in the trainer's thread."""
+    read_end, write_end = os.pipe()
+
+    def drain() -> None:
+        while os.read(read_end, 1 << 16):
+            pass
+
+    reading = threading.Thread(target=drain)
+    reading.start()
+    pipe = ReportPipe(write_end, end_at_once)
+    began_at = time.perf_counter()
+    for step in range(1, NUM_REPORTS + 1):
+        pipe.write(
+            StepCompleted(
+                step=step,
+                epoch=1,
+                fraction=step / NUM_REPORTS,
+                loss=0.1,
+                metrics={"accuracy": 0.9},
+                learning_rate=0.001,
+                samples_per_second=1000.0,
+                step_seconds={"data": 1e-4, "forward": 1e-4, "backward": 1e-4, "optimizer": 1e-4},
+            )
+        )
+    took = (time.perf_counter() - began_at) / NUM_REPORTS
+    os.close(write_end)
+    reading.join()
+    os.close(read_end)
+    return took
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--readers", type=int, nargs="+", default=[1, 1000])
+    parser.add_argument("--seconds", type=float, default=10)
+    asked = parser.parse_args()
+    costs = [cost_of_a_report() for _ in range(3)]
+    print(f"a report costs the trainer {statistics.median(costs) * 1e6:.1f} us; it makes at most ten a second")
+    asyncio.run(measure(asked.readers, asked.seconds))
+
+
+if __name__ == "__main__":
+    main()
