@@ -29,7 +29,7 @@ from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub  
 from headrace_server.trainers.pipe import ReportPipe, end_at_once  # noqa: E402
 from headrace_server.trainers.reports import StepCompleted  # noqa: E402
 from tests.doubles.flowers import learn_flowers, upload_flowers  # noqa: E402
-from tests.doubles.server_process import ServerProcess  # noqa: E402
+from tests.doubles.server_process import ServerProcess, end_processes_of  # noqa: E402
 
 if TYPE_CHECKING:
     from headrace.training.v1.training_service_pb2_grpc import TrainingServiceAsyncStub
@@ -96,6 +96,7 @@ async def measure(readers: list[int], seconds: float) -> None:
                 print(f"{num_readers:>6} readers  {len(found):>8} events  p50 {p50:7.1f} ms  p95 {p95:7.1f} ms")
         finally:
             await server.kill()
+            end_processes_of(Path(folder))  # the worker would train on
 
 
 def cost_of_a_report() -> float:
