@@ -5,7 +5,7 @@
 
 A closed loop of unary calls from a generator in C++ (tests/benchmarks/load), which is measured, too.  All servers get
 the same bytes of the Open Inference Protocol, one row a call; TorchServe gets the same tensors over its own interface.
-ONNX Runtime has one thread a session everywhere; each server has the settings that were found best for it
+ONNX Runtime has one thread a session everywhere; each server has the settings that its module has
 (tests/benchmarks/serving/).  In every round each server is started, its answers are compared with ONNX Runtime's, it is
 loaded and ended, so that only one runs at a time.  A measurement during which other programs had more than a tenth
 of a core is repeated once, and marked when that did not help.

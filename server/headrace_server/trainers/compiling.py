@@ -3,8 +3,8 @@
     watch some eager steps → predict → compile → watch some compiled steps → keep them, or go back
 
 The prediction is plain: what is left of the training at the pace of the eager steps, less what it would be if compiled
-steps were a seventh faster (torch's own benchmarks have 1.15 and more for nearly all networks on GPUs), against half a
-minute and a second for each layer.  Compiled steps that turn out to be no faster are given up again.
+steps were a seventh faster, against half a minute and a second for each layer.  These are assumptions: compiled steps
+that turn out to be no faster are given up again.
 
 A training that decides by the clock may decide otherwise the next time, and compiled arithmetic rounds otherwise: a
 deterministic training is compiled always or never.  So is one on a CPU or of several ranks, where nothing is predicted.

@@ -20,7 +20,7 @@ MEASURE_SECONDS = 900
 """How long a server may take to try all the ways to run a model."""
 LEAST_COSINE = 0.999
 _LANES = {"minilm": 2, "cnn": 2}
-"""Threads with a session each; what was found best.  One for every other model."""
+"""Threads with a session each, as this comparison uses them.  One for every other model."""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from tests.benchmarks.serving.workloads import Workload
 
 ENVIRONMENT = Environment("kserve", ("kserve==0.21.0", "onnxruntime==1.31.1"))
 _NUM_THREADS = {"mlp": 0, "minilm": 2, "cnn": 2}
-"""What was found best."""
+"""What this comparison uses."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tests.benchmarks.serving.workloads import Workload
 
 ENVIRONMENT = Environment("mlserver", ("mlserver==1.7.1", "onnxruntime==1.31.1"))
 _NUM_THREADS = {"mlp": 0, "minilm": 2, "cnn": 2}
-"""What was found best."""
+"""What this comparison uses."""
 
 
 @contextmanager

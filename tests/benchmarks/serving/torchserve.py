@@ -15,7 +15,7 @@ from tests.benchmarks.serving.workloads import Arrays, Workload, files_of
 ENVIRONMENT = Environment("torchserve", ("torchserve==0.12.0", "torch==2.13.0", "pyyaml>=6", "onnxruntime==1.31.1"))
 PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 _WORKERS_AND_ROWS = {"mlp": (1, 64), "minilm": (2, 8), "cnn": (2, 8)}
-"""What was found best."""
+"""What this comparison uses."""
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -14,7 +14,7 @@ from tests.benchmarks.serving.workloads import Workload
 ENVIRONMENT = Environment("triton", ("nvidia-pytriton==0.7.0", "onnxruntime==1.31.1"))
 _TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 _MOST_ROWS = {"mlp": 64, "minilm": 8, "cnn": 8}
-"""What was found best; two cores gain nothing from larger batches of the larger models."""
+"""What this comparison uses; two cores gain nothing from larger batches of the larger models."""
 
 
 def _configuration(workload: Workload, num_instances: int) -> str:
