@@ -192,7 +192,7 @@ class House:
             registry, store, settings.inference, self.metrics, folder.scratch, jobs=jobs, plans=planner, gate=gate
         )
         rooms.push_async_callback(self._engine.close)
-        await self._engine.sweep()
+        await self._engine.open()
         self._engine.watch(self._health.tell)
         self._engine.when_device_breaks(self._device_has_broken)
         launcher = ProcessLauncher(warmth=self._warmth(folder.work))

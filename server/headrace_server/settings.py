@@ -143,6 +143,13 @@ class InferenceSettings(_Section):
     memory_bytes: int = Field(
         0, ge=0, description="Memory that loaded versions may take together; 0: what the machine has left."
     )
+    cache_bytes: int = Field(64 * MIB, ge=0, description="Answers kept in memory for models whose cache is on.")
+    cache_entry_bytes: int = Field(MIB, ge=1, description="Largest answer that is kept.")
+    cache_redis_url: str = Field(
+        "", description="Redis to keep answers in as well, as redis://host:6379/0; empty: memory alone."
+    )
+    cache_redis_timeout_seconds: float = Field(0.05, gt=0, description="What a prediction waits for Redis at most.")
+    cache_redis_seconds: float = Field(3600, gt=0, description="How long Redis keeps an answer.")
     load_seconds: float = Field(120, gt=0, description="How long loading one version may take.")
 
 

@@ -8,7 +8,7 @@ from headrace_server.telemetry.metrics import JOB_SECONDS, LATENCY_SECONDS, ROWS
 
 # Ids, names that callers make up, and free text would make as many series as there are callers.
 ALLOWED_LABELS = {"method", "code", "model", "version", "outcome", "reason", "backend", "framework", "status", "cause",
-                  "stream", "kind"}  # fmt: skip
+                  "stream", "kind", "operation"}  # fmt: skip
 
 
 def all_metrics(metrics: Metrics) -> dict[str, MetricWrapperBase]:

@@ -81,10 +81,13 @@ class ModelCalls:
         precision: PrecisionName | None = None,
         tolerances: Mapping[str, float] | None = None,
         is_pinned: bool | None = None,
+        cache: bool | None = None,
+        cache_max_age_seconds: float | None = None,
     ) -> Model:
         """Change how the versions of a model are served; what is None stays as it is.
 
         `tolerances` by name: max_relative_error, min_cosine, min_agreement, max_metric_loss.
+        `cache` says whether the answer to the same question may be given again, `cache_max_age_seconds` for how long.
         Loaded versions follow in the background.  Raises InvalidSpec, ModelNotFound.
         """
         options = (await self.get_model(model)).serving
@@ -98,6 +101,12 @@ class ModelCalls:
         if is_pinned is not None:
             options.is_pinned = is_pinned
             paths.append("serving.is_pinned")
+        if cache is not None:
+            options.cache.is_enabled = cache
+        if cache_max_age_seconds is not None:
+            options.cache.max_age.FromNanoseconds(round(cache_max_age_seconds * 1e9))
+        if cache is not None or cache_max_age_seconds is not None:
+            paths.append("serving.cache")
         if not paths:
             raise ValueError("nothing to change was given")
         request = UpdateModelRequest(

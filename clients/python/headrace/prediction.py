@@ -97,6 +97,8 @@ class Prediction:
     """When a checkpoint of a job answered."""
     members: tuple[MemberAnswer, ...] = ()
     """When an ensemble answered: what each of its members did."""
+    is_from_cache: bool = False
+    """Whether it was computed for an earlier call with the same question."""
 
     @property
     def answered_by(self) -> str:
@@ -161,6 +163,7 @@ def read_prediction(response: pb.PredictResponse, signature: ModelSignature, tot
             else None
         ),
         members=tuple(map(_member, response.members)),
+        is_from_cache=response.from_cache,
     )
 
 

@@ -24,6 +24,7 @@ from headrace_server.inference.backends.backend import Backend, DeviceBroken
 from headrace_server.inference.backends.onnxruntime import OnnxRuntimeBackend
 from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.inference.batch import Answer, BatchLimits
+from headrace_server.inference.cache.opening import open_cache
 from headrace_server.inference.check import check
 from headrace_server.inference.errands import Errands
 from headrace_server.inference.improving import Improving, PlanReport
@@ -93,6 +94,7 @@ class Engine:
         self._settings = settings
         self._metrics = metrics
         programs = Programs(store, scratch)
+        self._cache = open_cache(settings, metrics)
         threads = settings.threads_per_lane
         limits = BatchLimits(
             max_batch_rows=settings.max_batch_rows,
@@ -269,8 +271,9 @@ class Engine:
         """Call `listener` with a device that answers nothing any more: only a new process can use it again."""
         self._tell_of_broken_device = listener
 
-    async def sweep(self) -> None:
-        """Remove what an earlier process has left; to be called before anything is asked."""
+    async def open(self) -> None:
+        """Remove what an earlier process has left, and get the cache ready; to be called before anything is asked."""
+        await self._cache.open()
         if self._snapshots is not None:
             await self._snapshots.sweep()
 
@@ -293,6 +296,7 @@ class Engine:
         self._is_draining = True
         await self._errands.close()
         await self._residency.close()
+        await self._cache.close()
 
     # Inside.
 
@@ -338,8 +342,11 @@ class Engine:
             meters.ended(_outcome(error), time.monotonic() - asked_at)
             raise
         try:
-            answer = await _run(resident, inputs, nbytes, deadline, priority)
-            return self._prediction(resident, answer, output_names, meters)
+            compute = partial(self._compute, resident, meters, inputs, nbytes, output_names, deadline, priority)
+            if isinstance(version, Snapshot):
+                return await compute()
+            caching = (await self._registry.serving(version.model)).cache
+            return await self._cache.answer(caching, version, resident.provenances, inputs, output_names, compute)
         finally:
             resident.give_back()
 
@@ -377,6 +384,19 @@ class Engine:
             provenance=resident.provenances[answer.variant],
             staleness=self._staleness(resident.version),
         )
+
+    async def _compute(
+        self,
+        resident: Resident,
+        meters: Meters,
+        inputs: Tensors,
+        nbytes: int,
+        output_names: Sequence[str],
+        deadline: float | None,
+        priority: int,
+    ) -> Prediction:
+        answer = await _run(resident, inputs, nbytes, deadline, priority)
+        return self._prediction(resident, answer, output_names, meters)
 
     async def _open(self, version: ModelVersion, backend: str, died: Callable[[Resident], None]) -> Resident:
         if not isinstance(version, Snapshot):

@@ -78,6 +78,8 @@ class Prediction:
     """For a checkpoint of a job."""
     members: tuple[MemberAnswer, ...] = ()
     """For an ensemble, in its order."""
+    is_from_cache: bool = False
+    """Whether it was computed for an earlier call; `provenance` says what ran then."""
 
 
 class Readiness(StrEnum):

@@ -1,8 +1,18 @@
 """How the versions of a model are served: what its owner may change at any time."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from headrace_server.precision import PrecisionPolicy
+
+
+class ResponseCaching(BaseModel):
+    """Whether answers may be given again."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    is_enabled: bool = False
+    max_age_seconds: float | None = Field(None, gt=0)
+    """How old an answer may be; None: any age, as the weights are part of what it is kept under."""
 
 
 class ServingOptions(BaseModel):
@@ -10,6 +20,7 @@ class ServingOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer release may have stored more
 
+    cache: ResponseCaching = ResponseCaching()
     precision: PrecisionPolicy = PrecisionPolicy()
     is_pinned: bool = False
     """Whether a loaded version stays loaded, however long nobody asks for it."""

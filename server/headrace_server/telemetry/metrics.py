@@ -49,6 +49,16 @@ class Metrics:
         # Predictions.
         self.predictions = PredictionMetrics()
         registry.register(self.predictions)
+        self.cache_lookups = Counter(
+            "headrace_cache_lookups", "Questions to models with a cache, by what answered: memory, redis, miss.",
+            ["model", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.cache_bytes = Gauge("headrace_cache_bytes", "Answers kept in memory.", registry=registry)
+        self.cache_entries = Gauge("headrace_cache_entries", "Answers kept in memory, in number.", registry=registry)
+        self.cache_redis_failures = Counter(
+            "headrace_cache_redis_failures", "Commands to Redis that failed or came too late: look, get, put.",
+            ["operation"], registry=registry,
+        )  # fmt: skip
         self.snapshot_lag_steps = Histogram(
             "headrace_snapshot_lag_steps", "Steps of its job since the checkpoint that answered a prediction.",
             buckets=STEPS, registry=registry,

@@ -132,6 +132,8 @@ def update(
     min_agreement: Annotated[float | None, typer.Option(help="Smallest share of rows with the same class.")] = None,
     max_metric_loss: Annotated[float | None, typer.Option(help="Largest loss of the recorded measure.")] = None,
     pin: Annotated[bool | None, typer.Option(help="Keep it loaded, however long nobody asks for it.")] = None,
+    cache: Annotated[bool | None, typer.Option(help="Give the answer to the same question again.")] = None,
+    cache_max_age: Annotated[float | None, typer.Option(help="How old such an answer may be, in seconds.")] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -145,12 +147,17 @@ def update(
         "max_metric_loss": max_metric_loss,
     }
     tolerances = {key: value for key, value in given.items() if value is not None}
-    if precision is None and pin is None and not tolerances:
+    if {precision, pin, cache, cache_max_age} == {None} and not tolerances:
         fail("give at least one option: there is nothing to change")
 
     async def work(client: Client) -> None:
         changed = await client.update_model(
-            name, precision=cast("PrecisionName | None", precision), tolerances=tolerances, is_pinned=pin
+            name,
+            precision=cast("PrecisionName | None", precision),
+            tolerances=tolerances,
+            is_pinned=pin,
+            cache=cache,
+            cache_max_age_seconds=cache_max_age,
         )
         if as_json:
             print_json(changed)
@@ -262,6 +269,7 @@ def _serving(model: Model) -> tuple[tuple[str, str], ...]:
         ("precision", precision),
         ("tolerances", tolerances),
         ("pinned", "yes" if model.serving.is_pinned else "no"),
+        ("cache", "on" if model.serving.cache.is_enabled else "off"),
     )
 
 

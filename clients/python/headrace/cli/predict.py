@@ -120,6 +120,7 @@ def as_tree(prediction: Prediction) -> dict[str, Any]:
     return {
         "modelVersion": prediction.model_version,
         "outputs": {name: array.tolist() for name, array in prediction.outputs.items()},
+        "fromCache": prediction.is_from_cache,
         "classNames": {name: list(names) for name, names in prediction.class_names.items()},
         "timing": {
             "queueSeconds": timing.queue_seconds,
@@ -186,6 +187,8 @@ def print_prediction(prediction: Prediction) -> None:
     for member in prediction.members:
         took = describe_short(timedelta(seconds=member.timing.server_seconds))
         out.print(f"{member.name}: {member.model_version} on {member.provenance.backend}; {took}", style="dim")
+    if prediction.is_from_cache:
+        out.print("from the response cache", style="dim")
     if (staleness := prediction.staleness) is not None:
         age = describe_short(timedelta(seconds=staleness.age_seconds))
         out.print(f"{staleness.steps:,} steps and {age} behind its job", style="dim")

@@ -75,6 +75,7 @@ def prediction_to_proto(prediction: Prediction, *, as_values: bool) -> pb.Predic
     """The answer with its timing and provenance."""
     response = frame_to_proto(prediction.version, prediction.provenance)
     response.timing.CopyFrom(_timing_to_proto(prediction.timing))
+    response.from_cache = prediction.is_from_cache
     if prediction.staleness is not None:
         response.staleness.steps = prediction.staleness.steps
         response.staleness.age.CopyFrom(_span(prediction.staleness.age_seconds))

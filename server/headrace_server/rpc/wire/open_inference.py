@@ -130,6 +130,8 @@ def response_of(prediction: Prediction, request_id: str, *, is_raw: bool) -> pb.
     response = frame_of(prediction.version, provenance)
     response.id = request_id
     parameters = response.parameters
+    if prediction.is_from_cache:
+        parameters["headrace_from_cache"].bool_param = True
     if prediction.staleness is not None:
         parameters["headrace_checkpoint_digest"].string_param = provenance.checkpoint_digest
         parameters["headrace_steps_behind"].int64_param = prediction.staleness.steps

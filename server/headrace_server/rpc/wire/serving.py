@@ -8,8 +8,9 @@ from headrace.models.v1 import model_service_pb2
 from headrace.models.v1 import serving_options_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec, Violation
-from headrace_server.models.serving import ServingOptions
+from headrace_server.models.serving import ResponseCaching, ServingOptions
 from headrace_server.precision import Precision, PrecisionPolicy, Tolerances
+from headrace_server.rpc.wire.events import duration_from_proto, duration_to_proto
 
 _TO_PROTO = {precision: tensor_pb2.Precision.Value(f"PRECISION_{precision.name}") for precision in Precision}
 _FROM_PROTO = {number: precision for precision, number in _TO_PROTO.items()}
@@ -30,7 +31,12 @@ def policy_to_proto(policy: PrecisionPolicy) -> pb.PrecisionPolicy:
 
 def serving_to_proto(serving: ServingOptions) -> pb.ServingOptions:
     """All options, with the defaults that stand for what was never set."""
+    caching = serving.cache
     return pb.ServingOptions(
+        cache=pb.ResponseCache(
+            is_enabled=caching.is_enabled,
+            max_age=None if caching.max_age_seconds is None else duration_to_proto(caching.max_age_seconds),
+        ),
         precision=policy_to_proto(serving.precision),
         is_pinned=serving.is_pinned,
     )
@@ -41,6 +47,8 @@ def serving_change(request: model_service_pb2.UpdateModelRequest) -> Callable[[S
     fields = _asked(request)
     given = request.model.serving
     update: dict[str, object] = {}
+    if "cache" in fields:
+        update["cache"] = _caching_from_proto(given.cache)
     if "precision" in fields:
         update["precision"] = _policy_from_proto(given.precision)
     if "is_pinned" in fields:
@@ -65,6 +73,13 @@ def _asked(request: model_service_pb2.UpdateModelRequest) -> set[str]:
     if wrong:
         raise InvalidSpec(wrong)
     return asked
+
+
+def _caching_from_proto(cache: pb.ResponseCache) -> ResponseCaching:
+    max_age = duration_from_proto(cache.max_age) if cache.HasField("max_age") else None
+    if max_age is not None and not max_age > 0:
+        raise InvalidSpec([Violation("model.serving.cache.max_age", "must be greater than 0")])
+    return ResponseCaching(is_enabled=cache.is_enabled, max_age_seconds=max_age)
 
 
 def _policy_from_proto(policy: pb.PrecisionPolicy) -> PrecisionPolicy:

@@ -27,7 +27,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from headrace.type.v1 import tensor_pb2 as headrace_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-headrace/inference/v1/inference_service.proto\x12\x15headrace.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\x86\x03\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x41\n\x06inputs\x18\x02 \x03(\x0b\x32\x31.headrace.inference.v1.PredictRequest.InputsEntry\x12\x14\n\x0coutput_names\x18\x03 \x03(\t\x12K\n\x0e\x63ontent_format\x18\x04 \x01(\x0e\x32\x33.headrace.inference.v1.PredictRequest.ContentFormat\x12\x10\n\x08priority\x18\x05 \x01(\x05\x1aG\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.headrace.type.v1.Tensor:\x02\x38\x01\"d\n\rContentFormat\x12\x1e\n\x1a\x43ONTENT_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONTENT_FORMAT_BYTES\x10\x01\x12\x19\n\x15\x43ONTENT_FORMAT_VALUES\x10\x02\"\x89\x03\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x44\n\x07outputs\x18\x02 \x03(\x0b\x32\x33.headrace.inference.v1.PredictResponse.OutputsEntry\x12-\n\x06timing\x18\x03 \x01(\x0b\x32\x1d.headrace.inference.v1.Timing\x12\x35\n\nprovenance\x18\x04 \x01(\x0b\x32!.headrace.inference.v1.Provenance\x12\x33\n\tstaleness\x18\x05 \x01(\x0b\x32 .headrace.inference.v1.Staleness\x12\x34\n\x07members\x18\x06 \x03(\x0b\x32#.headrace.inference.v1.MemberAnswer\x1aH\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.headrace.type.v1.Tensor:\x02\x38\x01\"\xcf\x01\n\x0cMemberAnswer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12-\n\x06timing\x18\x03 \x01(\x0b\x32\x1d.headrace.inference.v1.Timing\x12\x35\n\nprovenance\x18\x04 \x01(\x0b\x32!.headrace.inference.v1.Provenance\x12\x34\n\x07members\x18\x05 \x03(\x0b\x32#.headrace.inference.v1.MemberAnswer\"B\n\tStaleness\x12\r\n\x05steps\x18\x01 \x01(\x03\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe0\x01\n\x06Timing\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x61ssemble\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07respond\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_rows\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61tch_calls\x18\x06 \x01(\x05\"\xbe\x01\n\nProvenance\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12.\n\tprecision\x18\x03 \x01(\x0e\x32\x1b.headrace.type.v1.Precision\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x14\n\x0ctraining_job\x18\x05 \x01(\t\x12\x15\n\rtraining_step\x18\x08 \x01(\x03\x12\x19\n\x11\x63heckpoint_digest\x18\t \x01(\t\"\x86\x01\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.headrace.inference.v1.PredictRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8f\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12:\n\x08response\x18\x02 \x01(\x0b\x32&.headrace.inference.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"&\n\x15GetModelStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xaa\x03\n\x16GetModelStatusResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12J\n\treadiness\x18\x02 \x01(\x0e\x32\x37.headrace.inference.v1.GetModelStatusResponse.Readiness\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12,\n\x06inputs\x18\x04 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12-\n\x07outputs\x18\x05 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x06 \x01(\x05\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\"\x80\x01\n\tReadiness\x12\x19\n\x15READINESS_UNSPECIFIED\x10\x00\x12\x16\n\x12READINESS_UNLOADED\x10\x01\x12\x15\n\x11READINESS_LOADING\x10\x02\x12\x13\n\x0fREADINESS_READY\x10\x03\x12\x14\n\x10READINESS_FAILED\x10\x04\x32\xcb\x02\n\x10InferenceService\x12X\n\x07Predict\x12%.headrace.inference.v1.PredictRequest\x1a&.headrace.inference.v1.PredictResponse\x12n\n\rPredictStream\x12+.headrace.inference.v1.PredictStreamRequest\x1a,.headrace.inference.v1.PredictStreamResponse(\x01\x30\x01\x12m\n\x0eGetModelStatus\x12,.headrace.inference.v1.GetModelStatusRequest\x1a-.headrace.inference.v1.GetModelStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-headrace/inference/v1/inference_service.proto\x12\x15headrace.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\x86\x03\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x41\n\x06inputs\x18\x02 \x03(\x0b\x32\x31.headrace.inference.v1.PredictRequest.InputsEntry\x12\x14\n\x0coutput_names\x18\x03 \x03(\t\x12K\n\x0e\x63ontent_format\x18\x04 \x01(\x0e\x32\x33.headrace.inference.v1.PredictRequest.ContentFormat\x12\x10\n\x08priority\x18\x05 \x01(\x05\x1aG\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.headrace.type.v1.Tensor:\x02\x38\x01\"d\n\rContentFormat\x12\x1e\n\x1a\x43ONTENT_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONTENT_FORMAT_BYTES\x10\x01\x12\x19\n\x15\x43ONTENT_FORMAT_VALUES\x10\x02\"\x9d\x03\n\x0fPredictResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x44\n\x07outputs\x18\x02 \x03(\x0b\x32\x33.headrace.inference.v1.PredictResponse.OutputsEntry\x12-\n\x06timing\x18\x03 \x01(\x0b\x32\x1d.headrace.inference.v1.Timing\x12\x35\n\nprovenance\x18\x04 \x01(\x0b\x32!.headrace.inference.v1.Provenance\x12\x33\n\tstaleness\x18\x05 \x01(\x0b\x32 .headrace.inference.v1.Staleness\x12\x34\n\x07members\x18\x06 \x03(\x0b\x32#.headrace.inference.v1.MemberAnswer\x12\x12\n\nfrom_cache\x18\x07 \x01(\x08\x1aH\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.headrace.type.v1.Tensor:\x02\x38\x01\"\xcf\x01\n\x0cMemberAnswer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12-\n\x06timing\x18\x03 \x01(\x0b\x32\x1d.headrace.inference.v1.Timing\x12\x35\n\nprovenance\x18\x04 \x01(\x0b\x32!.headrace.inference.v1.Provenance\x12\x34\n\x07members\x18\x05 \x03(\x0b\x32#.headrace.inference.v1.MemberAnswer\"B\n\tStaleness\x12\r\n\x05steps\x18\x01 \x01(\x03\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe0\x01\n\x06Timing\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x61ssemble\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07respond\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_rows\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61tch_calls\x18\x06 \x01(\x05\"\xbe\x01\n\nProvenance\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12.\n\tprecision\x18\x03 \x01(\x0e\x32\x1b.headrace.type.v1.Precision\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x14\n\x0ctraining_job\x18\x05 \x01(\t\x12\x15\n\rtraining_step\x18\x08 \x01(\x03\x12\x19\n\x11\x63heckpoint_digest\x18\t \x01(\t\"\x86\x01\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.headrace.inference.v1.PredictRequest\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8f\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12:\n\x08response\x18\x02 \x01(\x0b\x32&.headrace.inference.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"&\n\x15GetModelStatusRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xaa\x03\n\x16GetModelStatusResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12J\n\treadiness\x18\x02 \x01(\x0e\x32\x37.headrace.inference.v1.GetModelStatusResponse.Readiness\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12,\n\x06inputs\x18\x04 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12-\n\x07outputs\x18\x05 \x03(\x0b\x32\x1c.headrace.type.v1.TensorSpec\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x06 \x01(\x05\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\"\x80\x01\n\tReadiness\x12\x19\n\x15READINESS_UNSPECIFIED\x10\x00\x12\x16\n\x12READINESS_UNLOADED\x10\x01\x12\x15\n\x11READINESS_LOADING\x10\x02\x12\x13\n\x0fREADINESS_READY\x10\x03\x12\x14\n\x10READINESS_FAILED\x10\x04\x32\xcb\x02\n\x10InferenceService\x12X\n\x07Predict\x12%.headrace.inference.v1.PredictRequest\x1a&.headrace.inference.v1.PredictResponse\x12n\n\rPredictStream\x12+.headrace.inference.v1.PredictStreamRequest\x1a,.headrace.inference.v1.PredictStreamResponse(\x01\x30\x01\x12m\n\x0eGetModelStatus\x12,.headrace.inference.v1.GetModelStatusRequest\x1a-.headrace.inference.v1.GetModelStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,27 +45,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST_CONTENTFORMAT']._serialized_start=451
   _globals['_PREDICTREQUEST_CONTENTFORMAT']._serialized_end=551
   _globals['_PREDICTRESPONSE']._serialized_start=554
-  _globals['_PREDICTRESPONSE']._serialized_end=947
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=875
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=947
-  _globals['_MEMBERANSWER']._serialized_start=950
-  _globals['_MEMBERANSWER']._serialized_end=1157
-  _globals['_STALENESS']._serialized_start=1159
-  _globals['_STALENESS']._serialized_end=1225
-  _globals['_TIMING']._serialized_start=1228
-  _globals['_TIMING']._serialized_end=1452
-  _globals['_PROVENANCE']._serialized_start=1455
-  _globals['_PROVENANCE']._serialized_end=1645
-  _globals['_PREDICTSTREAMREQUEST']._serialized_start=1648
-  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1782
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1785
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1928
-  _globals['_GETMODELSTATUSREQUEST']._serialized_start=1930
-  _globals['_GETMODELSTATUSREQUEST']._serialized_end=1968
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1971
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=2397
-  _globals['_GETMODELSTATUSRESPONSE_READINESS']._serialized_start=2269
-  _globals['_GETMODELSTATUSRESPONSE_READINESS']._serialized_end=2397
-  _globals['_INFERENCESERVICE']._serialized_start=2400
-  _globals['_INFERENCESERVICE']._serialized_end=2731
+  _globals['_PREDICTRESPONSE']._serialized_end=967
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=895
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=967
+  _globals['_MEMBERANSWER']._serialized_start=970
+  _globals['_MEMBERANSWER']._serialized_end=1177
+  _globals['_STALENESS']._serialized_start=1179
+  _globals['_STALENESS']._serialized_end=1245
+  _globals['_TIMING']._serialized_start=1248
+  _globals['_TIMING']._serialized_end=1472
+  _globals['_PROVENANCE']._serialized_start=1475
+  _globals['_PROVENANCE']._serialized_end=1665
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=1668
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1802
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1805
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1948
+  _globals['_GETMODELSTATUSREQUEST']._serialized_start=1950
+  _globals['_GETMODELSTATUSREQUEST']._serialized_end=1988
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1991
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=2417
+  _globals['_GETMODELSTATUSRESPONSE_READINESS']._serialized_start=2289
+  _globals['_GETMODELSTATUSRESPONSE_READINESS']._serialized_end=2417
+  _globals['_INFERENCESERVICE']._serialized_start=2420
+  _globals['_INFERENCESERVICE']._serialized_end=2751
 # @@protoc_insertion_point(module_scope)

@@ -141,9 +141,14 @@ class PredictResponse(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     STALENESS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    FROM_CACHE_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """`models/{model}/versions/{version}`: the version that answered; empty when a checkpoint of a job did, which
     `provenance` names.
+    """
+    from_cache: _builtins.bool
+    """Whether it was computed for an earlier call with the same question (see headrace.models.v1.ResponseCache).  Then
+    `provenance` says what ran then, and `timing` has no batch.
     """
     @_builtins.property
     def outputs(self) -> _containers.MessageMap[_builtins.str, _tensor_pb2.Tensor]:
@@ -174,10 +179,11 @@ class PredictResponse(_message.Message):
         provenance: Global___Provenance | None = ...,
         staleness: Global___Staleness | None = ...,
         members: _abc.Iterable[Global___MemberAnswer] | None = ...,
+        from_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "model_version", b"model_version", "outputs", b"outputs", "provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_cache", b"from_cache", "members", b"members", "model_version", b"model_version", "outputs", b"outputs", "provenance", b"provenance", "staleness", b"staleness", "timing", b"timing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

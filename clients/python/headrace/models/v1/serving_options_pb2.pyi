@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from headrace.type.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -23,10 +24,15 @@ class ServingOptions(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CACHE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     IS_PINNED_FIELD_NUMBER: _builtins.int
     is_pinned: _builtins.bool
     """Whether a loaded version stays loaded, however long nobody asks for it."""
+    @_builtins.property
+    def cache(self) -> Global___ResponseCache:
+        """Whether answers may be given again; the cache is off by default."""
+
     @_builtins.property
     def precision(self) -> Global___PrecisionPolicy:
         """In which number format they may run, and how far from 32-bit floats their answers may be."""
@@ -34,16 +40,50 @@ class ServingOptions(_message.Message):
     def __init__(
         self,
         *,
+        cache: Global___ResponseCache | None = ...,
         precision: Global___PrecisionPolicy | None = ...,
         is_pinned: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["precision", b"precision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "precision", b"precision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_pinned", b"is_pinned", "precision", b"precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "is_pinned", b"is_pinned", "precision", b"precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServingOptions: _TypeAlias = ServingOptions  # noqa: Y015
+
+@_typing.final
+class ResponseCache(_message.Message):
+    """Whether the answer to the same question may be given again without computing it.
+
+    Two questions are the same when the digest of the weights, the backend, the precision and device that run, the names,
+    types, shapes and bytes of all inputs and the outputs asked for are the same.  So another version, or another precision,
+    never answers with what was kept before.  Turn it on for models that always answer the same.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_ENABLED_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    is_enabled: _builtins.bool
+    """Whether the cache is on."""
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """How old an answer may be; any age when absent."""
+
+    def __init__(
+        self,
+        *,
+        is_enabled: _builtins.bool = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_enabled", b"is_enabled", "max_age", b"max_age"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResponseCache: _TypeAlias = ResponseCache  # noqa: Y015
 
 @_typing.final
 class PrecisionPolicy(_message.Message):
