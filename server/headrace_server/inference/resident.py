@@ -142,11 +142,12 @@ class Resident:
             self.batcher.close(Draining, abandon=True)
 
     def _provenances(self, session: Session) -> tuple[Provenance, ...]:
-        job = self.version.lineage.training_job
+        lineage = self.version.lineage
+        origin = (lineage.training_job, lineage.step, lineage.checkpoint_digest)
         if self.planned is None:
-            return (Provenance(self.program.digest, self.backend, session.precision, session.device, job),)
+            return (Provenance(self.program.digest, self.backend, session.precision, session.device, *origin),)
         return tuple(
-            Provenance(self.planned.digests[plan.name], plan.runtime, plan.precision, plan.device, job)
+            Provenance(self.planned.digests[plan.name], plan.runtime, plan.precision, plan.device, *origin)
             for plan in self.planned.decision.plans
         )
 
