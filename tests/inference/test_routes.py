@@ -8,6 +8,7 @@ from typing import Any, cast
 from headrace_server.inference.resident import Resident
 from headrace_server.inference.routes import Route, Routes
 from headrace_server.models.lines import Line
+from headrace_server.models.serving import ResponseCaching, ServingOptions
 from headrace_server.models.version import ModelVersion
 from headrace_server.tensors import DataType, Signature, TensorSpec
 
@@ -97,3 +98,17 @@ def test_what_cannot_be_answered_from_bytes_has_no_route() -> None:
     board.routes.add(resident(1, signature=Signature(inputs=(), outputs=FLOATS.outputs)))
 
     assert board.names == {}
+
+
+def test_a_model_with_a_response_cache_has_no_route_until_its_owner_turns_it_off() -> None:
+    board = Board()
+    board.point(1)
+    board.routes.add(resident(1))
+    assert set(board.names) == {"models/m", "models/m/versions/1"}
+
+    board.lines["m"] = Line(1, {}, ServingOptions(cache=ResponseCaching(is_enabled=True)))
+    board.routes.line_changed("m")
+    assert board.names == {}
+
+    board.point(1)
+    assert set(board.names) == {"models/m", "models/m/versions/1"}

@@ -71,9 +71,11 @@ class Routes:
 
     def _all(self) -> Iterator[Route]:
         for model, ready in self._residents.items():
+            line = self._line(model)
+            if line is not None and line.serving.cache.is_enabled:
+                continue  # its answers may be kept, which the door knows nothing of
             for number, resident in ready.items():
                 yield Route(ModelName(model, number), resident, range(number, number + 1))
-            line = self._line(model)
             if line is not None:
                 yield from _routes_of(model, line, ready)
 
