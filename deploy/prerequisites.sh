@@ -1,7 +1,6 @@
 #!/bin/sh
 # Makes sure of what the Python package index cannot give: Python with venv, and a C++ compiler.  Wanted besides, but not
-# needed: gRPC for C++, without which there is no native door, doctest, without which the C++ tests are not built, and Redis and
-# promtool, without which the tests of the shared cache and of the alerts are skipped.
+# needed: gRPC for C++, without which there is no native door, and doctest, without which the C++ tests are not built.
 # Installs what it may (root on a Debian machine); names what is missing where it may not, and fails for what is needed.
 set -eu
 python=${PYTHON:-python3}
@@ -23,8 +22,6 @@ has_header Python.h || needed="$needed python3-dev"
 wanted=""
 has_header grpcpp/generic/async_generic_service.h || wanted="$wanted libgrpc++-dev"
 has_header doctest/doctest.h || wanted="$wanted doctest-dev"
-command -v redis-server >/dev/null 2>&1 || wanted="$wanted redis-server"
-command -v promtool >/dev/null 2>&1 || wanted="$wanted prometheus"
 
 [ -z "$needed$wanted" ] && exit 0
 # shellcheck disable=SC2086 # lists of words
