@@ -15,9 +15,22 @@
 namespace py = pybind11;
 
 namespace headrace::bindings {
+namespace {
+
+using door::Door;
+
+// A door that was not closed is closed when it ends, and waits for calls that may wait for the lock.
+struct EndWithoutLock {
+  void operator()(Door* door) const {
+    const py::gil_scoped_release release;
+    delete door;
+  }
+};
+
+}  // namespace
 
 void bind_door(py::module_& module) {
-  using door::Door;
+  using Holder = std::unique_ptr<Door, EndWithoutLock>;
   const auto make = [](std::string address, std::string complete_server, std::int64_t max_message_bytes,
                        std::int64_t max_buffered_bytes, std::int64_t max_concurrent_calls, int gone_code, std::string gone_message,
                        const py::bytes& gone_details, std::string certificate, std::string key,
@@ -30,10 +43,10 @@ void bind_door(py::module_& module) {
     options.max_concurrent_calls = max_concurrent_calls;
     options.gone = {gone_code, std::move(gone_message), std::string(gone_details)};
     options.tls = {std::move(certificate), std::move(key), std::move(client_authority)};
-    return std::make_unique<Door>(std::move(options), plane_from(plane));
+    return Holder(new Door(std::move(options), plane_from(plane)));
   };
   const auto release = py::call_guard<py::gil_scoped_release>();
-  py::class_<Door>(module, "Door")
+  py::class_<Door, Holder>(module, "Door")
       .def(py::init(make), py::kw_only(), py::arg("address"), py::arg("complete_server"), py::arg("max_message_bytes"),
            py::arg("max_buffered_bytes"), py::arg("max_concurrent_calls"), py::arg("gone_code"),
            py::arg("gone_message"), py::arg("gone_details"), py::arg("certificate") = "", py::arg("key") = "",

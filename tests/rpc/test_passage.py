@@ -228,6 +228,7 @@ async def test_more_calls_than_there_may_be_are_refused_and_the_others_go_on(tmp
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         passage.service.go_on.set()
         assert [await call for call in calls] == [b"0", b"1"]
+        await until(lambda: passage.door.calls_in_flight == 0)
         assert await passage.method("echo")(b"again") == b"again"
 
 
