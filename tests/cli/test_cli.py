@@ -128,7 +128,8 @@ async def test_a_self_check_of_a_new_folder_finds_all_well_and_makes_nothing(tmp
     findings = {finding["name"]: finding for finding in json.loads(out)}
     assert code == 0, out
     assert set(findings) == {
-        "native module", "onnxruntime", "torch", "grpc", "data folder", "database", "port", "metrics port",
+        "native module", "door", "onnxruntime", "torch", "grpc", "tls", "data folder", "database", "port",
+        "metrics port",
     }  # fmt: skip
     assert "CPU" in findings["onnxruntime"]["detail"]
     assert not (tmp_path / "new").exists()

@@ -57,10 +57,11 @@ async def _wait(slot: Path, ways: Ways) -> int:
         if folder is None:
             return 0
         os.chdir(folder)
-        await asyncio.to_thread(shutil.rmtree, slot, ignore_errors=True)
         return await _work(folder, ways, spare)
     finally:
         await asyncio.to_thread(spare.tree.kill)
+        # Not before: a trainer that is still loading stands in it, and libraries ask where they are.
+        await asyncio.to_thread(shutil.rmtree, slot, ignore_errors=True)
 
 
 async def _work(folder: Path, ways: Ways | None, spare: SpareTrainer | None = None) -> int:
