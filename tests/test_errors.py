@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import get_type_hints
 
@@ -8,12 +8,13 @@ from headrace.error.v1.error_reason_pb2 import ErrorReason
 from headrace_server import errors
 from headrace_server.errors import HeadraceError, Invalid, Overloaded, TooLarge, Unavailable, Violation
 
-SAMPLES: dict[type, object] = {
+SAMPLES: dict[object, object] = {
     int: 7,
     float: 0.5,
     str: "text",
     timedelta: timedelta(seconds=3),
     object: "value",
+    Sequence[int]: [7],
 }
 
 

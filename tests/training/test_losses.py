@@ -229,7 +229,8 @@ async def test_a_worker_that_was_replaced_is_refused_whatever_it_says(tmp_path: 
     async with training_house(tmp_path, fall_silent_once) as house:
         job = await house.start()
         recovering = await house.reached(job, JobState.RECOVERING)
-        await house.reached(job, JobState.RUNNING, recovering.sequence)
+        running = await house.reached(job, JobState.RUNNING, recovering.sequence)
+        await house.seen(job, "step_completed", running.sequence)  # the last that the new worker says
         old = house.launcher.workers[job.id, 1]
         hello = WorkerHello(job.name, 1, old.assignment.token, 1, "here")
 
