@@ -83,12 +83,14 @@ class ModelCalls:
         is_pinned: bool | None = None,
         cache: bool | None = None,
         cache_max_age_seconds: float | None = None,
+        num_lanes: int | None = None,
     ) -> Model:
         """Change how the versions of a model are served; what is None stays as it is.
 
         `tolerances` by name: max_relative_error, min_cosine, min_agreement, max_metric_loss.
         `cache` says whether the answer to the same question may be given again, `cache_max_age_seconds` for how long.
-        Loaded versions follow in the background.  Raises InvalidSpec, ModelNotFound.
+        `num_lanes` threads run a version at the same time, from its next load on; 0: the server's choice.
+        Loaded versions follow all else in the background.  Raises InvalidSpec, ModelNotFound.
         """
         options = (await self.get_model(model)).serving
         paths = []
@@ -101,6 +103,9 @@ class ModelCalls:
         if is_pinned is not None:
             options.is_pinned = is_pinned
             paths.append("serving.is_pinned")
+        if num_lanes is not None:
+            options.num_lanes = num_lanes
+            paths.append("serving.num_lanes")
         if cache is not None:
             options.cache.is_enabled = cache
         if cache_max_age_seconds is not None:

@@ -112,6 +112,7 @@ class Engine:
             metrics,
             self._meters_of,
             planner,
+            registry.serving,
             gate,
         )
         self._errands = Errands()

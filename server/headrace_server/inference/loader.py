@@ -18,6 +18,7 @@ from headrace_server.inference.plans.sessions import PlannedBackend
 from headrace_server.inference.programs import Program, Programs
 from headrace_server.inference.resident import Resident
 from headrace_server.kernels.gate import ServingGate
+from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import ModelVersion
 from headrace_server.telemetry.metrics import Metrics
 
@@ -36,9 +37,14 @@ class Loader:
         metrics: Metrics,
         meters_of: Callable[[ModelVersion], Meters],
         planner: Planner | None,
+        serving_of: Callable[[str], Awaitable[ServingOptions]],
         gate: ServingGate | None = None,
     ) -> None:
-        """`backends` in the order of preference.  Every batch passes through `gate`."""
+        """`backends` in the order of preference; `serving_of` tells the options of a model.
+
+        Every batch passes through `gate`.
+        """
+        self._serving_of = serving_of
         self._gate = gate
         self._programs = programs
         self._backends = tuple(backends)
@@ -68,8 +74,9 @@ class Loader:
         backend = self.choose(version, backend_name)
         artifact = version.artifact(backend.format)
         assert artifact is not None
+        limits = await self._limits_of(version, self._limits)
         program = await self._programs.fetch(version, artifact)
-        resident = Resident(version, program, backend, self._limits, self._meters_of(version), died, gate=self._gate)
+        resident = Resident(version, program, backend, limits, self._meters_of(version), died, gate=self._gate)
         return await self._opened(resident, lambda: self._programs.release(program))
 
     async def open_planned(self, version: ModelVersion, planned: Planned, died: Died) -> Resident:
@@ -79,9 +86,10 @@ class Loader:
         backend = PlannedBackend(planned)
         main = decision.plans[-1]
         program = Program(planned.files[main.name].source, planned.digests[main.name], None)
-        limits = dataclasses.replace(
+        measured = dataclasses.replace(
             self._limits, max_batch_rows=decision.max_batch_rows, num_lanes=decision.busy_sessions
         )
+        limits = await self._limits_of(version, measured)
         resident = Resident(version, program, backend, limits, self._meters_of(version), died, planned, self._gate)
         backend.num_waiting = lambda: resident.batcher.waiting_rows
         return await self._opened(resident, lambda: planner.release(planned))
@@ -95,6 +103,11 @@ class Loader:
         else:
             await self._programs.release(resident.program)
         log.info("inference.unloaded", model=str(resident.version.name), backend=resident.backend)
+
+    async def _limits_of(self, version: ModelVersion, limits: BatchLimits) -> BatchLimits:
+        """These limits, with as many lanes as the owner of the model wants."""
+        wanted = (await self._serving_of(version.model)).num_lanes
+        return limits if wanted is None else dataclasses.replace(limits, num_lanes=wanted)
 
     async def _opened(self, resident: Resident, release: Callable[[], Awaitable[None]]) -> Resident:
         started_at = time.monotonic()

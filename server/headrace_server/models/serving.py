@@ -24,3 +24,5 @@ class ServingOptions(BaseModel):
     precision: PrecisionPolicy = PrecisionPolicy()
     is_pinned: bool = False
     """Whether a loaded version stays loaded, however long nobody asks for it."""
+    num_lanes: int | None = Field(None, ge=1, le=64)
+    """Threads that run one version at the same time, from its next load on; None: the server's choice."""

@@ -67,3 +67,19 @@ def test_every_fault_of_a_policy_is_named(policy: pb.PrecisionPolicy, fields: se
 def test_a_mask_that_names_what_cannot_be_changed_says_what_can() -> None:
     with pytest.raises(InvalidSpec, match=r"'name' cannot be changed; serving, .*serving\.precision"):
         serving_change(request(pb.ServingOptions(), "name", "serving.is_pinned"))
+
+
+def test_a_number_of_lanes_is_set_and_taken_back() -> None:
+    two = serving_change(request(pb.ServingOptions(num_lanes=2), "serving.num_lanes"))(BEFORE)
+    none = serving_change(request(pb.ServingOptions(), "serving.num_lanes"))(two)
+
+    assert (two.num_lanes, none.num_lanes) == (2, None)
+    assert serving_to_proto(two).num_lanes == 2
+
+
+@pytest.mark.parametrize("num_lanes", [-1, 65])
+def test_a_number_of_lanes_that_cannot_be_is_refused(num_lanes: int) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        serving_change(request(pb.ServingOptions(num_lanes=num_lanes), "serving.num_lanes"))
+
+    assert [violation.field for violation in caught.value.violations] == ["model.serving.num_lanes"]

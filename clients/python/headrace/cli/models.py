@@ -134,6 +134,7 @@ def update(
     pin: Annotated[bool | None, typer.Option(help="Keep it loaded, however long nobody asks for it.")] = None,
     cache: Annotated[bool | None, typer.Option(help="Give the answer to the same question again.")] = None,
     cache_max_age: Annotated[float | None, typer.Option(help="How old such an answer may be, in seconds.")] = None,
+    lanes: Annotated[int | None, typer.Option(help="Threads that run a version, from its next load; 0: any.")] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -147,7 +148,7 @@ def update(
         "max_metric_loss": max_metric_loss,
     }
     tolerances = {key: value for key, value in given.items() if value is not None}
-    if {precision, pin, cache, cache_max_age} == {None} and not tolerances:
+    if {precision, pin, cache, cache_max_age, lanes} == {None} and not tolerances:
         fail("give at least one option: there is nothing to change")
 
     async def work(client: Client) -> None:
@@ -158,6 +159,7 @@ def update(
             is_pinned=pin,
             cache=cache,
             cache_max_age_seconds=cache_max_age,
+            num_lanes=lanes,
         )
         if as_json:
             print_json(changed)
@@ -270,6 +272,7 @@ def _serving(model: Model) -> tuple[tuple[str, str], ...]:
         ("tolerances", tolerances),
         ("pinned", "yes" if model.serving.is_pinned else "no"),
         ("cache", "on" if model.serving.cache.is_enabled else "off"),
+        ("lanes", str(model.serving.num_lanes or "the server's choice")),
     )
 
 

@@ -15,6 +15,7 @@ from headrace_server.rpc.wire.events import duration_from_proto, duration_to_pro
 _TO_PROTO = {precision: tensor_pb2.Precision.Value(f"PRECISION_{precision.name}") for precision in Precision}
 _FROM_PROTO = {number: precision for precision, number in _TO_PROTO.items()}
 _WHOLE = "serving"
+MOST_LANES = 64
 
 
 def precision_to_proto(precision: Precision | None) -> tensor_pb2.Precision.ValueType:
@@ -39,6 +40,7 @@ def serving_to_proto(serving: ServingOptions) -> pb.ServingOptions:
         ),
         precision=policy_to_proto(serving.precision),
         is_pinned=serving.is_pinned,
+        num_lanes=serving.num_lanes or 0,
     )
 
 
@@ -53,6 +55,8 @@ def serving_change(request: model_service_pb2.UpdateModelRequest) -> Callable[[S
         update["precision"] = _policy_from_proto(given.precision)
     if "is_pinned" in fields:
         update["is_pinned"] = given.is_pinned
+    if "num_lanes" in fields:
+        update["num_lanes"] = _num_lanes_from_proto(given.num_lanes)
     return lambda serving: serving.model_copy(update=update)
 
 
@@ -80,6 +84,12 @@ def _caching_from_proto(cache: pb.ResponseCache) -> ResponseCaching:
     if max_age is not None and not max_age > 0:
         raise InvalidSpec([Violation("model.serving.cache.max_age", "must be greater than 0")])
     return ResponseCaching(is_enabled=cache.is_enabled, max_age_seconds=max_age)
+
+
+def _num_lanes_from_proto(num_lanes: int) -> int | None:
+    if not 0 <= num_lanes <= MOST_LANES:
+        raise InvalidSpec([Violation("model.serving.num_lanes", f"is {num_lanes}, must be 0 to {MOST_LANES}")])
+    return num_lanes or None
 
 
 def _policy_from_proto(policy: pb.PrecisionPolicy) -> PrecisionPolicy:

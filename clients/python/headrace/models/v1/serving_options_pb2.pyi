@@ -27,8 +27,13 @@ class ServingOptions(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     IS_PINNED_FIELD_NUMBER: _builtins.int
+    NUM_LANES_FIELD_NUMBER: _builtins.int
     is_pinned: _builtins.bool
     """Whether a loaded version stays loaded, however long nobody asks for it."""
+    num_lanes: _builtins.int
+    """How many threads run one version at the same time, each with a session of its own: 1 to 64.  The setting
+    `inference.lanes_per_model`, or what measuring a plan has found best, when 0.  Counts from the next load on.
+    """
     @_builtins.property
     def cache(self) -> Global___ResponseCache:
         """Whether answers may be given again; the cache is off by default."""
@@ -43,10 +48,11 @@ class ServingOptions(_message.Message):
         cache: Global___ResponseCache | None = ...,
         precision: Global___PrecisionPolicy | None = ...,
         is_pinned: _builtins.bool = ...,
+        num_lanes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "precision", b"precision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "is_pinned", b"is_pinned", "precision", b"precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "is_pinned", b"is_pinned", "num_lanes", b"num_lanes", "precision", b"precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
