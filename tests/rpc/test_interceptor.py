@@ -152,7 +152,7 @@ async def test_an_error_reaches_the_caller_with_its_details_and_the_id(
         trailing = dict(caught.value.trailing_metadata() or ())
         assert trailing["x-request-id"] == "mine"
         assert "grpc-status-details-bin" in trailing
-        assert bench.ended(shape, code.name) == 1
+        await until(lambda: bench.ended(shape, code.name) == 1)
         assert bench.scripted.num_calls == 1
 
 

@@ -34,7 +34,7 @@ METADATA = (("x-request-id", "the-same"), ("x-some-bin", bytes(range(64))))
 CASES: dict[str, list[bytes]] = {
     "nothing": [],
     "an empty message": [b""],
-    "two messages": [b"", b""],
+    "two messages": [b"", b"\x0a\x01b"],  # with ids of their own, where they have ids
     "bytes that are no message": [b"\xff\xff\xff\xff\x0f"],
     "a field that nobody knows": [b"\xfa\xff\xff\xff\x0f\x03abc"],
     "a text that is not UTF-8": [b"\x0a\x02\xff\xfe"],
