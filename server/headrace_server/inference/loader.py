@@ -19,6 +19,7 @@ from headrace_server.inference.programs import Program, Programs
 from headrace_server.inference.resident import Resident
 from headrace_server.kernels.gate import ServingGate
 from headrace_server.models.serving import ServingOptions
+from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 from headrace_server.telemetry.metrics import Metrics
 
@@ -105,7 +106,9 @@ class Loader:
         log.info("inference.unloaded", model=str(resident.version.name), backend=resident.backend)
 
     async def _limits_of(self, version: ModelVersion, limits: BatchLimits) -> BatchLimits:
-        """These limits, with as many lanes as the owner of the model wants."""
+        """These limits, with as many lanes as the owner of the model wants; a job's checkpoint has no such owner."""
+        if isinstance(version, Snapshot):
+            return limits
         wanted = (await self._serving_of(version.model)).num_lanes
         return limits if wanted is None else dataclasses.replace(limits, num_lanes=wanted)
 
