@@ -1,5 +1,7 @@
 """The native readers beside protobuf's own: what they take they read alike, and what is wrong they leave alone."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,11 @@ from tests.native.plane.messages import (
 )
 
 LARGEST = 2**63 - 1
+
+
+def names_differ(read: dict[str, Any]) -> bool:
+    inputs = [name for name, *_ in read["inputs"]]
+    return len(set(inputs)) == len(inputs)
 
 
 @given(predict_requests(), st.data())
@@ -52,7 +59,7 @@ def test_what_is_left_of_a_damaged_predict_request_is_read_alike_or_not_at_all(
 ) -> None:
     read = native.read_predict(data.draw(cut(content)))
 
-    if read is not None and is_name(read):
+    if read is not None and is_name(read) and names_differ(read):  # else it is not matched with a signature
         assert in_order(read) == in_order(read_predict(content))
 
 
