@@ -20,6 +20,7 @@ from headrace_server.house import House
 from headrace_server.settings import Settings
 from tests.doubles import onnx_models
 from tests.doubles.server_process import Callers
+from tests.doubles.until import until
 
 
 def settings(data: Path, **sections: dict[str, Any]) -> Settings:
@@ -184,6 +185,7 @@ async def test_hurrying_cuts_off_a_caller_who_would_hold_the_house_up(tmp_path: 
         header = datasets_pb.UploadDatasetHeader(dataset="datasets/d", file_name="d.csv")
         await upload.write(datasets_pb.UploadDatasetRequest(header=header))
         await upload.write(datasets_pb.UploadDatasetRequest(chunk=b"a,b\n"))
+        await until(lambda: house.metrics.registry.get_sample_value("headrace_calls_in_flight") == 1)
         draining = asyncio.ensure_future(house.drain())
         await asyncio.wait((draining,), timeout=0.5)
         assert not draining.done()
