@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace_server.precision import PrecisionPolicy
 
+MOST_LANES = 64
+
 
 class ResponseCaching(BaseModel):
     """Whether answers may be given again."""
@@ -24,5 +26,5 @@ class ServingOptions(BaseModel):
     precision: PrecisionPolicy = PrecisionPolicy()
     is_pinned: bool = False
     """Whether a loaded version stays loaded, however long nobody asks for it."""
-    num_lanes: int | None = Field(None, ge=1, le=64)
+    num_lanes: int | None = Field(None, ge=1, le=MOST_LANES)
     """Threads that run one version at the same time, from its next load on; None: the server's choice."""

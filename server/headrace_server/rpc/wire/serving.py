@@ -8,14 +8,13 @@ from headrace.models.v1 import model_service_pb2
 from headrace.models.v1 import serving_options_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec, Violation
-from headrace_server.models.serving import ResponseCaching, ServingOptions
+from headrace_server.models.serving import MOST_LANES, ResponseCaching, ServingOptions
 from headrace_server.precision import Precision, PrecisionPolicy, Tolerances
 from headrace_server.rpc.wire.events import duration_from_proto, duration_to_proto
 
 _TO_PROTO = {precision: tensor_pb2.Precision.Value(f"PRECISION_{precision.name}") for precision in Precision}
 _FROM_PROTO = {number: precision for precision, number in _TO_PROTO.items()}
 _WHOLE = "serving"
-MOST_LANES = 64
 
 
 def precision_to_proto(precision: Precision | None) -> tensor_pb2.Precision.ValueType:
