@@ -204,7 +204,7 @@ def test_no_damage_does_worse_than_being_refused(at: int, damage: bytes) -> None
 
 NUMBERS = st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(), hnp.floating_dtypes())
 SHAPES = hnp.array_shapes(max_dims=3, max_side=4)
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=5)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)  # NumPy drops them at the end
 
 
 @given(hnp.arrays(NUMBERS, SHAPES) | hnp.arrays("<U5", SHAPES, elements=TEXTS))
