@@ -213,6 +213,7 @@ class House:
             gate=gate_file,
             quiet_seconds=settings.server.heartbeat_seconds,
             devices=lambda: devices,
+            memory=self._engine,
         )
         rooms.push_async_callback(self._desk.close)
         interceptor = self._interceptor

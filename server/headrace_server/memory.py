@@ -45,11 +45,15 @@ class Ledger:
         self._under_way: set[Growth] = set()
 
     def free_bytes(self, held_bytes: int, expected_bytes: int) -> int:
-        """How much more may be taken, beside `held_bytes` of models and `expected_bytes` of those that are loading."""
-        left = self._available() - RESERVE_BYTES - expected_bytes
+        """How much more models may take, beside `held_bytes` of them and `expected_bytes` of those that are loading."""
+        left = self.free_for_jobs(expected_bytes)
         if self._limit_bytes:
             left = min(left, self._limit_bytes - held_bytes - expected_bytes)
         return max(left, 0)
+
+    def free_for_jobs(self, expected_bytes: int) -> int:
+        """How much more a training job may take, beside `expected_bytes` of models that are loading."""
+        return max(self._available() - RESERVE_BYTES - expected_bytes, 0)
 
     def begin(self) -> Growth:
         """Begin to measure a load."""

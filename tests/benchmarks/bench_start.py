@@ -28,13 +28,13 @@ from tests.benchmarks.serving import tables
 from tests.benchmarks.serving.environments import BUILD
 from tests.benchmarks.serving.headrace import is_close
 from tests.benchmarks.serving.quiet import Others
-from tests.benchmarks.serving.workloads import NAMES, Workload, workload
+from tests.benchmarks.serving.workloads import NAMES, Workload, with_rows, workload
 from tests.doubles.server_process import ServerProcess
 
 
 async def start_once(data: Path, each: Workload, *settings: str, trains: bool) -> dict[str, float]:
     """One start: seconds until each moment, and resident MiB."""
-    path = each.folder if settings else each.onnx
+    path = with_rows(each) if settings else each.onnx
     arguments = [part for setting in settings for part in ("--set", setting)]
     began_at = time.perf_counter()
     server = await ServerProcess.start(data, "--model", f"{each.name}={path}", *arguments)

@@ -3,6 +3,7 @@
 `fast`          every plan is ten times as fast as the one before it, and exact
 `die:NAME`      dies of a segmentation fault when it tries the plan with this name, else as `fast`
 `split`         every plan is ten times as fast as the one before it, but for single rows, which the first is best at
+`wait:PATH`     as `fast`, but compiles until this file is there, and then in vain
 `die`           dies before it has said anything
 `hang`          says what it has begun with, and then nothing any more
 """
@@ -16,9 +17,9 @@ from pathlib import Path
 from headrace_server.inference.plans.difference import Difference
 from headrace_server.inference.plans.measurement import PreparedFile, Source, Speed, Trial
 from headrace_server.inference.plans.measuring import LINE, RESULTS_FILE, Begun, Line, MeasureJob, Tried, Trying
-from headrace_server.inference.plans.plan import Plan
+from headrace_server.inference.plans.plan import Form, Plan
 from headrace_server.inference.plans.preparing import prepare
-from headrace_server.inference.plans.trying import _describe
+from headrace_server.inference.plans.trying import describe_file
 from headrace_server.models.calibration import draw_rows
 
 
@@ -42,6 +43,11 @@ def main(behaviour: str, job_file: str) -> None:
         write(Trying(plan=plan.name))
         if behaviour == f"die:{plan.name}":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if behaviour.startswith("wait:") and plan.form is Form.COMPILED:
+            while not Path(behaviour.removeprefix("wait:")).exists():
+                time.sleep(0.01)
+            write(Tried(trial=Trial(plan=plan, problem="it could not be compiled")))
+            continue
         single = 0.1**9 if behaviour == "split" and number == 0 else None
         write(Tried(trial=_trial(job, plan, 0.1**number, single)))
 
@@ -50,8 +56,8 @@ def _trial(job: MeasureJob, plan: Plan, seconds: float, single: float | None) ->
     prepared: PreparedFile | None = None
     if plan.prepared_file is not None:
         target = job.folder / plan.prepared_file
-        prepare(plan, job.sources[plan.source], job.signature, draw_rows(job.signature).inputs, target)
-        prepared = _describe(target)
+        prepare(plan, job.sources[plan.source], job.signature, draw_rows(job.signature).inputs, target, 60)
+        prepared = describe_file(target)
     exact = Difference(
         rows=1, max_absolute=0, mean_absolute=0, max_relative=0, min_cosine=1, agreement=None, num_nonfinite=0
     )

@@ -19,6 +19,7 @@ from headrace_server.storage.local import LocalBlobStore
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
 from headrace_server.training.desk import TrainingDesk
+from headrace_server.training.memory_room import Memory
 from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.events import Event
 from headrace_server.training.job import Job
@@ -54,6 +55,8 @@ class TrainingHouse:
         self.launcher = ScriptedLauncher(self.store, script)
         self.devices = Devices(num_cores=2, memory_bytes=1 << 34, num_gpus=0, no_gpu_reason="a test")
         self.quiet_seconds = 30.0
+        self.memory: Memory | None = None
+        """What jobs share with models; set it before the desk is opened."""
 
     async def build(self) -> None:
         """Make the first server."""
@@ -80,6 +83,7 @@ class TrainingHouse:
             store_root=self.folder / "store",
             quiet_seconds=self.quiet_seconds,
             devices=lambda: self.devices,
+            memory=self.memory,
         )
         self.launcher.desk = self.desk
         await self.desk.open()

@@ -1,5 +1,6 @@
 """An engine on an empty registry."""
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from headrace_server.telemetry.metrics import Metrics
 
 MakeEngine = Callable[..., Engine]
 Publish = Callable[..., Awaitable[ModelVersion]]
+
+
+def lane_threads() -> list[str]:
+    """The names of the lanes that live."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lane-")]
 
 
 @pytest.fixture

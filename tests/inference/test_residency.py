@@ -52,7 +52,7 @@ async def engine(registry: Registry, store: LocalBlobStore, tmp_path: Path):  # 
     engine = Engine(
         registry, store, InferenceSettings(), Metrics(), tmp_path / "scratch", [backend], ledger=machine.ledger()
     )
-    engine._residency._expected_bytes = lambda version: EACH
+    engine._residency._room._expected_bytes = lambda version: EACH
     yield engine
     await engine.close()
 
@@ -110,3 +110,22 @@ async def test_a_model_that_is_no_longer_pinned_may_leave(engine: Engine, regist
     await ask(engine, "c")
 
     assert loaded(engine) == {"b", "c"}
+
+
+async def test_idle_models_leave_for_a_training_job_and_what_is_pinned_or_in_use_stays(
+    engine: Engine, registry: Registry
+) -> None:
+    await pin(registry, "a")
+    await ask(engine, "a", "b")
+
+    fits = await engine.make_room(int(1.5 * EACH))
+    assert (fits, loaded(engine)) == (0, {"a"})
+
+    missing = await engine.make_room(2 * EACH)
+    assert (missing, loaded(engine)) == (500, {"a"})
+
+
+def test_a_job_takes_the_memory_that_a_limit_keeps_from_models() -> None:
+    ledger = Ledger(EACH, lambda: 10 * EACH + RESERVE_BYTES, lambda: 0)
+
+    assert (ledger.free_bytes(500, 200), ledger.free_for_jobs(200)) == (300, 10 * EACH - 200)

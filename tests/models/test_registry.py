@@ -378,6 +378,12 @@ async def test_paths_that_hold_no_model_are_refused(registry: Registry, tmp_path
     wrong.mkdir()
     onnx.save(scale(), wrong / "model.onnx")
     (wrong / "signature.json").write_text(SIGNATURE.model_dump_json())
+    other = tmp_path / "other"
+    other.mkdir()
+    onnx.save(scale(), other / "model.onnx")
+    spec = SPEC.model_copy(update={"data_type": DataType.INT64})
+    integers = Signature(inputs=(spec,), outputs=(SPEC.model_copy(update={"name": "y"}),))
+    (other / "signature.json").write_text(integers.model_dump_json())
 
     for path, problem in (
         ("empty", "holds neither"),
@@ -385,6 +391,7 @@ async def test_paths_that_hold_no_model_are_refused(registry: Registry, tmp_path
         ("notes.txt", "neither an .onnx"),
         ("missing", "neither an .onnx"),
         ("wrong", "names its outputs y"),
+        ("other", r"input 'x' is FP32 \[-1, 2\], stated is INT64"),
     ):
         with pytest.raises(InvalidModel, match=problem):
             await registry.serve_path("m", tmp_path / path)

@@ -1,29 +1,25 @@
-"""The predict path: from a name and arrays to a prediction.
+"""Answers predictions with the versions of a registry: what is loaded, how it runs, and the way of every call.
 
-resolve the name → check the inputs against the signature → borrow the version, loading it if need be → take a permit in
-its batcher → a lane runs the batch → timing and provenance.  Knows no transport.
+Builds the parts of the predict path and is their face to the doors; see `predict_path.py` for the way itself.  Knows no
+transport.
 """
 
 import asyncio
-import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import structlog
 
 from headrace_server.errors import (
     Draining,
-    HeadraceError,
-    JobNotFound,
     Unsupported,
 )
 from headrace_server.inference import ensembles
 from headrace_server.inference.backends.backend import Backend, DeviceBroken
 from headrace_server.inference.backends.onnxruntime import OnnxRuntimeBackend
 from headrace_server.inference.backends.torch_export import TorchExportBackend
-from headrace_server.inference.batch import Answer, BatchLimits
+from headrace_server.inference.batch import BatchLimits
 from headrace_server.inference.cache.opening import open_cache
 from headrace_server.inference.check import check
 from headrace_server.inference.errands import Errands
@@ -33,15 +29,15 @@ from headrace_server.inference.live.snapshots import Snapshots
 from headrace_server.inference.live.template_maker import TemplateMaker
 from headrace_server.inference.live.templates import Templates
 from headrace_server.inference.loader import Loader
-from headrace_server.inference.meters import Meters
+from headrace_server.inference.meters import MetersByVersion
 from headrace_server.inference.plans.planner import Planned, Planner
+from headrace_server.inference.predict_path import PredictPath
 from headrace_server.inference.prediction import (
     LoadedModel,
     ModelStatus,
     Prediction,
     Provenance,
     Readiness,
-    Staleness,
     Timing,
 )
 from headrace_server.inference.programs import Programs
@@ -53,9 +49,9 @@ from headrace_server.kernels.gate import ServingGate
 from headrace_server.memory import Ledger
 from headrace_server.models.registry import Registry
 from headrace_server.models.serving import ServingOptions
-from headrace_server.models.snapshot import LABELS, Snapshot
+from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
-from headrace_server.names import ModelName, SnapshotName
+from headrace_server.names import ModelName
 from headrace_server.settings import InferenceSettings
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.telemetry.metrics import Metrics
@@ -64,7 +60,6 @@ from headrace_server.tensors import Tensors
 
 __all__ = ["Engine", "LoadedModel", "ModelStatus", "Prediction", "Provenance", "Readiness", "Timing"]
 
-MOST_METERS = 4096
 
 log = structlog.get_logger()
 
@@ -95,6 +90,7 @@ class Engine:
         self._metrics = metrics
         programs = Programs(store, scratch)
         self._cache = open_cache(settings, metrics)
+        self._meters = MetersByVersion()
         threads = settings.threads_per_lane
         limits = BatchLimits(
             max_batch_rows=settings.max_batch_rows,
@@ -110,7 +106,7 @@ class Engine:
             backends or (OnnxRuntimeBackend(threads), TorchExportBackend(threads)),
             limits,
             metrics,
-            self._meters_of,
+            self._meters.of,
             planner,
             registry.serving,
             gate,
@@ -139,7 +135,6 @@ class Engine:
                 self._residency,
                 self._errands,
                 lambda version, planned: self._open_with(version, "", planned, self._residency.discard),
-                self._loader.close,
             )
         self._routes = Routes(registry.line)
         registry.watch_lines(self._routes.line_changed)
@@ -148,7 +143,7 @@ class Engine:
         if jobs is not None:
             templates = Templates(jobs, store, TemplateMaker(settings.load_seconds), scratch)
             self._snapshots = Snapshots(jobs, templates, self._residency, self._errands)
-        self._meters: OrderedDict[tuple[str, str], Meters] = OrderedDict()
+        self._path = PredictPath(registry, self._residency, self._cache, self._meters, metrics, self._snapshots)
         metrics.predictions.add_source(self._counts)
         self._tell_of_broken_device: Callable[[str], None] = lambda device: None
         self._num_calls = 0
@@ -175,7 +170,7 @@ class Engine:
         self._num_calls += 1
         self._is_idle.clear()
         try:
-            return await self._ask(name, inputs, output_names, deadline, priority)
+            return await self._path.predict(name, inputs, output_names, deadline, priority)
         finally:
             self._num_calls -= 1
             if self._num_calls == 0:
@@ -189,7 +184,7 @@ class Engine:
         """
         if self._is_draining:
             raise Draining
-        version = await self._find(name)
+        version = await self._path.find(name)
         if version.ensemble is not None:
             if backend:
                 raise Unsupported(f"backend {backend!r} for {version.name}", "it is an ensemble: load its members")
@@ -204,11 +199,15 @@ class Engine:
 
     async def unload(self, name: ModelName) -> ModelVersion:
         """Unload a version when the calls that it has taken are finished.  Raises ModelNotLoaded, ModelNotFound."""
-        version = await self._find(name)
+        version = await self._path.find(name)
         if version.ensemble is not None:
             raise Unsupported(f"unloading {version.name}", "it is an ensemble: unload its members")
         await self._residency.unload(version)
         return version
+
+    async def make_room(self, nbytes: int) -> int:
+        """Have models that nobody uses leave until a training job may take so much; returns what is missing then."""
+        return await self._residency.make_room(nbytes)
 
     async def plan(self, name: ModelName) -> PlanReport:
         """How the version that a name means is run, and why.  Raises ModelNotFound, Unsupported."""
@@ -235,7 +234,7 @@ class Engine:
 
     async def status(self, name: ModelName) -> ModelStatus:
         """How the version that a name means is.  Raises ModelNotFound."""
-        version = await self._find(name)
+        version = await self._path.find(name)
         if version.ensemble is None:
             return self.look(version)
         members = await ensembles.members_of(version, self._registry.resolve)
@@ -258,11 +257,7 @@ class Engine:
 
     def statistics(self) -> dict[ModelName, Statistics]:
         """What was counted for each version that was loaded or asked since the start; the last few thousand of them."""
-        return {
-            ModelName(model, int(version)): meters.statistics()
-            for (model, version), meters in self._meters.items()
-            if (model, version) != LABELS  # all checkpoints of all jobs together, under no name
-        }
+        return self._meters.statistics()
 
     def watch(self, listener: Callable[[str, bool], None]) -> None:
         """Call `listener` with `models/{model}` and whether any version of it is loaded, whenever that changes."""
@@ -275,6 +270,8 @@ class Engine:
     async def open(self) -> None:
         """Remove what an earlier process has left, and get the cache ready; to be called before anything is asked."""
         await self._cache.open()
+        if self.improving is not None:
+            await self.improving.planner.open()
         if self._snapshots is not None:
             await self._snapshots.sweep()
 
@@ -301,104 +298,6 @@ class Engine:
 
     # Inside.
 
-    async def _find(self, name: ModelName, deadline: float | None = None) -> ModelVersion:
-        if not isinstance(name, SnapshotName):
-            return await self._registry.resolve(name)
-        if self._snapshots is None:
-            raise JobNotFound(str(name.job))
-        return await self._snapshots.find(name, deadline)
-
-    def _staleness(self, version: ModelVersion) -> Staleness | None:
-        if not isinstance(version, Snapshot) or self._snapshots is None:
-            return None
-        staleness = self._snapshots.staleness(version)
-        self._metrics.snapshot_lag_steps.observe(staleness.steps)
-        self._metrics.snapshot_age_seconds.observe(staleness.age_seconds)
-        return staleness
-
-    async def _ask(
-        self,
-        name: ModelName,
-        inputs: Tensors,
-        output_names: Sequence[str],
-        deadline: float | None,
-        priority: int,
-        depth: int = 1,
-    ) -> Prediction:
-        """Run a model once; `depth` counts the ensembles that it is in, and itself."""
-        version = await self._find(name, deadline)
-        inputs = version.signature.encode_text(inputs)
-        meters = self._meters_of(version)
-        asked_at = time.monotonic()
-        try:
-            if version.ensemble is not None:
-                prediction = await self._predict_together(version, inputs, output_names, deadline, priority, depth)
-                meters.answered(prediction.timing, _num_rows(version, inputs), time.monotonic() - asked_at)
-                return prediction
-            nbytes = await check(version, inputs, output_names)
-            resident = self._residency.borrow_ready(version)
-            if resident is None:
-                resident = await self._residency.borrow(version, deadline=deadline, nbytes=nbytes)
-        except BaseException as error:
-            meters.ended(_outcome(error), time.monotonic() - asked_at)
-            raise
-        try:
-            compute = partial(self._compute, resident, meters, inputs, nbytes, output_names, deadline, priority)
-            if isinstance(version, Snapshot):
-                return await compute()
-            caching = (await self._registry.serving(version.model)).cache
-            return await self._cache.answer(caching, version, resident.provenances, inputs, output_names, compute)
-        finally:
-            resident.give_back()
-
-    async def _predict_together(
-        self,
-        version: ModelVersion,
-        inputs: Tensors,
-        output_names: Sequence[str],
-        deadline: float | None,
-        priority: int,
-        depth: int,
-    ) -> Prediction:
-        ensembles.check_depth(version, depth)
-        await check(version, inputs, output_names)
-        ask = partial(self._ask, depth=depth + 1)
-        return await ensembles.predict(version, inputs, output_names, deadline=deadline, priority=priority, ask=ask)
-
-    def _prediction(
-        self, resident: Resident, answer: Answer, output_names: Sequence[str], meters: Meters
-    ) -> Prediction:
-        outputs = answer.outputs
-        respond_seconds = time.monotonic() - answer.finished_at
-        meters.responded(respond_seconds)
-        return Prediction(
-            version=resident.version,
-            outputs={name: outputs[name] for name in output_names} if output_names else outputs,
-            timing=Timing(
-                queue_seconds=answer.queue_seconds,
-                assemble_seconds=answer.assemble_seconds,
-                compute_seconds=answer.compute_seconds,
-                respond_seconds=respond_seconds,
-                batch_rows=answer.batch_rows,
-                batch_calls=answer.batch_calls,
-            ),
-            provenance=resident.provenances[answer.variant],
-            staleness=self._staleness(resident.version),
-        )
-
-    async def _compute(
-        self,
-        resident: Resident,
-        meters: Meters,
-        inputs: Tensors,
-        nbytes: int,
-        output_names: Sequence[str],
-        deadline: float | None,
-        priority: int,
-    ) -> Prediction:
-        answer = await _run(resident, inputs, nbytes, deadline, priority)
-        return self._prediction(resident, answer, output_names, meters)
-
     async def _open(self, version: ModelVersion, backend: str, died: Callable[[Resident], None]) -> Resident:
         if not isinstance(version, Snapshot):
             self._serving_changed(version.model, await self._registry.serving(version.model))
@@ -424,7 +323,7 @@ class Engine:
         return resident
 
     async def _plannable(self, name: ModelName) -> tuple[ModelVersion, Improving]:
-        version = await self._find(name)
+        version = await self._path.find(name)
         if self.improving is None or version.ensemble is not None or isinstance(version, Snapshot):
             raise Unsupported(f"planning {name}", "only registered versions of single models have plans")
         return version, self.improving
@@ -436,43 +335,9 @@ class Engine:
         if self.improving is not None and not is_chosen and not isinstance(version, Snapshot):
             self.improving.follow(version)
 
-    def _meters_of(self, version: ModelVersion) -> Meters:
-        key = version.labels
-        meters = self._meters.get(key)
-        if meters is None:
-            meters = self._meters[key] = Meters(version)
-            if len(self._meters) > MOST_METERS:
-                self._meters.popitem(last=False)
-        return meters
-
     def _counts(self) -> list[PredictionCounts]:
         """For the metrics, on the thread that serves them."""
         waiting: Counter[tuple[str, str]] = Counter()
         for resident in self._residency.residents:
             waiting[resident.version.labels] += resident.batcher.waiting_rows
-        return [meters.counts(waiting[labels]) for labels, meters in list(self._meters.items())]
-
-
-def _num_rows(version: ModelVersion, inputs: Tensors) -> int:
-    """The rows of inputs that fit; everything is one row to a model that takes no rows."""
-    if not version.signature.is_batchable:
-        return 1
-    return next((array.shape[0] for array in inputs.values()), 1)
-
-
-def _outcome(error: BaseException) -> str:
-    """What is counted for a call that no batcher has seen."""
-    if isinstance(error, HeadraceError):
-        return error.reason
-    return "left" if isinstance(error, asyncio.CancelledError) else HeadraceError.reason
-
-
-async def _run(resident: Resident, inputs: Tensors, nbytes: int, deadline: float | None, priority: int) -> Answer:
-    """Let a call be computed.  From here on it is the batcher that counts it."""
-    ticket = resident.batcher.submit(inputs, nbytes, priority=priority, deadline=deadline)
-    try:
-        answer: Answer = await ticket.future
-        return answer
-    except asyncio.CancelledError:
-        resident.batcher.leave(ticket)
-        raise
+        return self._meters.counts(waiting)

@@ -1,14 +1,16 @@
 """Brings loaded versions from the plan they can be run with at once to the best one, in the background.
 
-A version begins to answer with its registered program, or with the plan that was chosen for it before.  If its policy
-wants more, it is measured, the chosen plan is opened and warmed up beside the old one, one reference is swapped, and
-the old one leaves when the calls that it has taken are answered.  The same happens when the policy changes.  Whatever
-fails on the way leaves the old one in its place.  Belongs to the event loop.
+A version begins to answer with its registered program, or with the best plan that is known of it from before.  If its
+policy wants more, it is measured, the chosen plan is opened and warmed up beside the old one, one reference is swapped,
+and the old one leaves when the calls that it has taken are answered.  What is best so far is swapped in already while
+plans are compiled that may be better.  The same happens when the policy changes.  Whatever fails on the way leaves the
+old one in its place.  Belongs to the event loop.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -18,8 +20,8 @@ from headrace_server.inference.errands import Errands
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.measurement import Measurement
 from headrace_server.inference.plans.planner import Planned, Planner
-from headrace_server.inference.residency import Key
 from headrace_server.inference.resident import Resident
+from headrace_server.inference.slot import Key
 from headrace_server.models.registry import Registry
 from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import ModelVersion
@@ -69,8 +71,8 @@ class Slots(Protocol):
         """What runs a version; None while it is not ready."""
         ...
 
-    def replace(self, old: Resident, new: Resident) -> bool:
-        """Let new calls find `new`, and see `old` off; False when `old` is not what runs any more."""
+    async def exchange(self, old: Resident, open_new: Callable[[], Awaitable[Resident]]) -> Resident | None:
+        """Open what takes the place of `old`; None when `old` is not what runs any more."""
         ...
 
     @property
@@ -89,7 +91,6 @@ class Improving:
         slots: Slots,
         errands: Errands,
         open_resident: Callable[[ModelVersion, Planned | None], Awaitable[Resident]],
-        close_resident: Callable[[Resident], Awaitable[None]],
     ) -> None:
         """`open_resident` gets a version and its plan, None for the registered program as it is."""
         self.planner = planner
@@ -97,7 +98,6 @@ class Improving:
         self._slots = slots
         self._errands = errands
         self._open_resident = open_resident
-        self._close_resident = close_resident
         self._under_way: set[Key] = set()
         self._again: set[Key] = set()
         self._problems: dict[Key, str] = {}
@@ -106,7 +106,9 @@ class Improving:
     async def recall(self, version: ModelVersion) -> Planned | None:
         """The plan to load a version with; None for its registered program."""
         policy = await self._policy(version)
-        return None if self._is_as_registered(policy) else await self.planner.recall(version, policy)
+        if self._is_as_registered(policy):
+            return None
+        return await self.planner.recall(version, policy, is_enough_so_far=True)
 
     def follow(self, version: ModelVersion) -> None:
         """Bring a version that is loaded to its best plan, in the background.  Harmless when it is there already."""
@@ -118,13 +120,12 @@ class Improving:
             self._errands.start(self._improve(version, key))
 
     async def measure_again(self, version: ModelVersion) -> PlanReport:
-        """Forget what was measured of a version, measure it, and let a loaded one follow; returns when it has.
+        """Measure a version, whatever was measured before, and let a loaded one follow; returns when it has.
 
         Raises ModelFailed when it cannot be measured.
         """
         policy = await self._policy(version)
-        await self.planner.forget(version)
-        planned = await self.planner.measure(version, policy)
+        planned = await self.planner.measure(version, policy, again=True)
         await self.planner.release(planned)
         key = version.key
         if self._slots.resident(key) is not None and key not in self._under_way:
@@ -205,18 +206,32 @@ class Improving:
         policy = await self._policy(version)
         planned = None
         if not self._is_as_registered(policy):
-            planned = await self.planner.recall(version, policy) or await self.planner.measure(version, policy)
+            planned = await self.planner.recall(version, policy)
+            if planned is None:
+                planned = await self.planner.measure(version, policy, partial(self._try_so_far, version, key))
         self._problems.pop(key, None)
+        await self._swap(version, key, planned)
+
+    async def _try_so_far(self, version: ModelVersion, key: Key, planned: Planned) -> None:
+        """Let the best so far run while measuring goes on; if it cannot, the old one does."""
+        if key in self._again:  # another policy is wanted by now
+            await self.planner.release(planned)
+            return
+        try:
+            await self._swap(version, key, planned)
+        except Exception as error:  # a runtime may raise anything while it opens a plan
+            log.warning("plans.not_improved", model=str(version.name), exc_info=error)
+
+    async def _swap(self, version: ModelVersion, key: Key, planned: Planned | None) -> None:
+        """Open a plan beside what runs, and let it take over.  It is let go of when there is nothing to do."""
         old = self._slots.resident(key)
         if old is None or _is_the_same(old, planned):  # it has left meanwhile, or there is nothing to do
             if planned is not None:
                 await self.planner.release(planned)
             return
-        new = await self._open_resident(version, planned)
-        if not self._slots.replace(old, new):
-            await self._close_resident(new)
-            return
-        log.info("plans.swapped", model=str(version.name), plans=list(new.plan_names), before=list(old.plan_names))
+        new = await self._slots.exchange(old, lambda: self._open_resident(version, planned))
+        if new is not None:
+            log.info("plans.swapped", model=str(version.name), plans=list(new.plan_names), before=list(old.plan_names))
 
 
 def _is_the_same(resident: Resident, planned: Planned | None) -> bool:

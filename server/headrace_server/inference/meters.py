@@ -1,11 +1,18 @@
 """What is counted for one model version, by the batcher itself and for both doors: metrics and statistics are views."""
 
+from collections import OrderedDict
+from collections.abc import Mapping
+
 from headrace_server import _native
 from headrace_server.inference.prediction import Timing
 from headrace_server.inference.tally import Runs, Statistics
+from headrace_server.models.snapshot import LABELS
 from headrace_server.models.version import ModelVersion
+from headrace_server.names import ModelName
 from headrace_server.telemetry.metrics import LATENCY_SECONDS, ROWS
 from headrace_server.telemetry.predictions import HistogramCounts, PredictionCounts
+
+MOST_METERS = 4096
 
 
 def new_meters() -> _native.Meters:
@@ -73,3 +80,32 @@ class Meters:
             last_call_at=counts["last_call_at"] or None,
             runs={rows: Runs(*past) for rows, past in counts["runs"].items()},
         )
+
+
+class MetersByVersion:
+    """The meters of the versions that were loaded or asked last, some thousand of them."""
+
+    def __init__(self) -> None:
+        self._meters: OrderedDict[tuple[str, str], Meters] = OrderedDict()
+
+    def of(self, version: ModelVersion) -> Meters:
+        """Those of a version, from now on; of all checkpoints of all jobs together."""
+        key = version.labels
+        meters = self._meters.get(key)
+        if meters is None:
+            meters = self._meters[key] = Meters(version)
+            if len(self._meters) > MOST_METERS:
+                self._meters.popitem(last=False)
+        return meters
+
+    def statistics(self) -> dict[ModelName, Statistics]:
+        """For those who ask the server itself."""
+        return {
+            ModelName(model, int(version)): meters.statistics()
+            for (model, version), meters in self._meters.items()
+            if (model, version) != LABELS  # all checkpoints of all jobs together, under no name
+        }
+
+    def counts(self, waiting: Mapping[tuple[str, str], int]) -> list[PredictionCounts]:
+        """For the metrics, on the thread that serves them; `waiting` are the rows that wait just now, by labels."""
+        return [meters.counts(waiting.get(labels, 0)) for labels, meters in list(self._meters.items())]

@@ -5,50 +5,30 @@ closed when the last call has given it back.  Belongs to the event loop.
 """
 
 import asyncio
-import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import structlog
 
 from headrace_server.errors import (
-    DeviceOutOfMemory,
     HeadraceError,
     ModelFailed,
     ModelLoading,
     ModelNotLoaded,
-    Overloaded,
 )
 from headrace_server.inference.errands import Errands
-from headrace_server.inference.moves import Held, Load, Refuse, Unload, Wait, next_move
 from headrace_server.inference.prediction import Readiness
 from headrace_server.inference.resident import Resident
+from headrace_server.inference.room import Room
+from headrace_server.inference.slot import Key, Slot
 from headrace_server.memory import Ledger, give_back_freed_memory
 from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 
 MOST_FAILURES = 1024
-MOST_SIZES = 1024
 
-Key: TypeAlias = tuple[str, int, str]
 log = structlog.get_logger()
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    version: ModelVersion
-    readiness: Readiness = Readiness.LOADING
-    resident: Resident | None = None
-    failure: HeadraceError | None = None
-    failed_at: float = 0.0
-    waiters: set["asyncio.Future[Resident]"] = field(default_factory=set)
-    waiting_bytes: int = 0
-    nbytes: int = 0
-    """The memory it takes: what is expected until it is loaded, then what was measured."""
-    has_room: bool = False
 
 
 class Residency:
@@ -76,27 +56,30 @@ class Residency:
         self._open_resident = open_resident
         self._close_resident = close_resident
         self._errands = errands
-        self._max_loaded = max_loaded
         self._load_seconds = load_seconds
         self._most_waiting_calls = most_waiting_calls
         self._most_waiting_bytes = most_waiting_bytes
-        self._tell_occupied = occupied
-        self._ledger = ledger
-        self._expected_bytes = expected_bytes
-        self._slots: OrderedDict[Key, _Slot] = OrderedDict()  # least recently used first
-        self._failures: OrderedDict[Key, _Slot] = OrderedDict()
-        self._num_occupied = 0
-        self._bell = asyncio.Event()
+        self._slots: OrderedDict[Key, Slot] = OrderedDict()  # least recently used first
+        self._failures: OrderedDict[Key, Slot] = OrderedDict()
+        self._room = Room(
+            ledger,
+            lambda: [*self._slots.values()],
+            self._withdraw,
+            max_held=max_loaded,
+            expected_bytes=expected_bytes,
+            occupied=occupied,
+        )
         self._ready: Counter[str] = Counter()
         self._listeners: list[Callable[[str, bool], None]] = []
         self._has_come: Callable[[Resident], None] = _ignore
         self._will_go: Callable[[Resident], None] = _ignore
         self._leaving: dict[Resident, asyncio.Task[None]] = {}
-        self._leaving_bytes: dict[Resident, int] = {}
-        self._sizes: OrderedDict[Key, int] = OrderedDict()
-        self.pinned: set[str] = set()
-        """The ids of models whose versions stay, however long nobody asks for them."""
         self._loaded_listeners: list[Callable[[ModelVersion, bool], None]] = []
+
+    @property
+    def pinned(self) -> set[str]:
+        """The ids of models whose versions stay, however long nobody asks for them."""
+        return self._room.pinned
 
     # Lending.
 
@@ -169,6 +152,10 @@ class Residency:
         """Load a version; returns when it answers.  Raises why it could not be loaded."""
         (await self.borrow(version)).give_back()
 
+    async def make_room(self, nbytes: int) -> int:
+        """Have versions leave that nobody uses until a training job may take so much; returns what is missing then."""
+        return await self._room.make_for_job(nbytes)
+
     # Looking.
 
     def look(self, version: ModelVersion) -> tuple[Readiness, HeadraceError | None, Resident | None]:
@@ -219,78 +206,79 @@ class Residency:
         """Call `listener` with a version that has become ready, and whether its caller chose the backend."""
         self._loaded_listeners.append(listener)
 
-    def replace(self, old: Resident, new: Resident) -> bool:
-        """Let new calls find `new`, and see `old` off when its calls are answered.
+    async def exchange(self, old: Resident, open_new: Callable[[], Awaitable[Resident]]) -> Resident | None:
+        """Open what takes the place of `old`, let new calls find it, and see `old` off when its calls are answered.
 
-        False, and nothing is changed, when `old` is not what runs any more.  For a while both are in memory.
+        None, and what was opened is closed again, when `old` is not what runs any more.  For a while both are in
+        memory; there must be room.  Raises DeviceOutOfMemory, ModelFailed, or what opening raises; then `old` stays.
         """
         slot = self._slots.get(old.version.key)
         if slot is None or slot.resident is not old:
-            return False
+            return None
+        try:
+            async with asyncio.timeout(self._load_seconds):
+                place = await self._room.make_beside(slot, slot.nbytes)
+                try:
+                    new, nbytes = await self._room.measured(open_new())
+                except BaseException:
+                    self._room.leave(place)
+                    raise
+        except TimeoutError:
+            problem = f"its plan could not be opened within {self._load_seconds:g} seconds"
+            raise ModelFailed(str(old.version.name), problem) from None
+        if self._slots.get(old.version.key) is not slot or slot.resident is not old:
+            await self._close_resident(new)
+            self._room.leave(place)
+            return None
         slot.resident = new
+        self._room.settle(place)
+        self._room.is_leaving(old, slot.nbytes)
+        self._room.remember(slot, nbytes)
         self._has_come(new)
-        self._num_occupied += 1
-        self._tell_occupied(self._num_occupied)
-        self._leaving_bytes[old] = slot.nbytes
         self._leaving[old] = self._errands.start(self._see_off(old, is_patient=True))
-        return True
+        return new
 
     # Loading.
 
-    def _begin(self, version: ModelVersion, backend: str, again: bool) -> _Slot:
+    def _begin(self, version: ModelVersion, backend: str, again: bool) -> Slot:
         key = version.key
         failed = self._failures.get(key)
-        if failed is not None and not again and not _may_try_again(failed):
+        if failed is not None and not again and not failed.may_be_tried_again:
             assert failed.failure is not None
             raise failed.failure.with_traceback(None)  # else it would grow with each caller
-        slot = self._slots[key] = _Slot(version)
+        slot = self._slots[key] = Slot(version)
         self._errands.start(self._load(slot, backend))
         return slot
 
-    async def _load(self, slot: _Slot, backend: str) -> None:
+    async def _load(self, slot: Slot, backend: str) -> None:
         key = slot.version.key
         try:
             async with asyncio.timeout(self._load_seconds):
-                slot.nbytes = self._sizes.get(key) or self._expected_bytes(slot.version)
-                await self._make_room(slot)
-                growth = self._ledger.begin()
-                try:
-                    resident = await self._open_resident(slot.version, backend, self.discard)
-                finally:
-                    measured = self._ledger.end(growth)
+                await self._room.make(slot)
+                resident, nbytes = await self._room.measured(self._open_resident(slot.version, backend, self.discard))
         except BaseException as error:
             if slot.has_room:
-                self._leave_room()
+                self._room.leave()
             del self._slots[key]
             self._fail(slot, self._failure(slot.version, error))
             if isinstance(error, asyncio.CancelledError):
                 raise
             return
-        slot.resident, slot.readiness = resident, Readiness.READY
-        self._measured(slot, measured)
+        self._room.remember(slot, nbytes)
+        slot.resident = resident
         self._has_come(resident)
         self._failures.pop(key, None)
-        for waiter in slot.waiters:
-            if not waiter.done():
-                waiter.set_result(resident.borrow())
+        slot.open(resident)
         self._count_ready(slot.version, 1)
-        self._ring()
+        self._room.ring()
         for listener in self._loaded_listeners:
             listener(slot.version, bool(backend))
 
-    def _measured(self, slot: _Slot, nbytes: int) -> None:
-        slot.nbytes = self._sizes[slot.version.key] = nbytes
-        if len(self._sizes) > MOST_SIZES:
-            self._sizes.popitem(last=False)
-
-    def _fail(self, slot: _Slot, failure: HeadraceError) -> None:
-        slot.readiness, slot.failure, slot.failed_at = Readiness.FAILED, failure.with_traceback(None), time.monotonic()
+    def _fail(self, slot: Slot, failure: HeadraceError) -> None:
         self._failures[slot.version.key] = slot
         if len(self._failures) > MOST_FAILURES:
             self._failures.popitem(last=False)
-        for waiter in slot.waiters:
-            if not waiter.done():
-                waiter.set_exception(failure)
+        slot.fail(failure)
         log.warning("inference.load_failed", model=str(slot.version.name), problem=str(failure))
 
     def _failure(self, version: ModelVersion, error: BaseException) -> HeadraceError:
@@ -306,58 +294,14 @@ class Residency:
         failure.__cause__ = error.with_traceback(None)  # it is kept: frames would keep what was being loaded
         return failure
 
-    async def _make_room(self, slot: _Slot) -> None:
-        """Wait until a version may be loaded, having others leave where that helps.  Raises DeviceOutOfMemory."""
-        while True:
-            bell = self._bell  # taken before looking, so that no ring is missed
-            held = self._held()
-            free = await asyncio.to_thread(self._ledger.free_bytes, *_sums(held))
-            held = self._held()  # it may have changed meanwhile; memory that was taken meanwhile is expected, not free
-            match next_move([one for one, _ in held], slot.nbytes, free, self._max_loaded):
-                case Load():
-                    break
-                case Unload(index):
-                    victim = held[index][1]
-                    assert victim is not None
-                    self._withdraw(victim)
-                case Wait():
-                    await bell.wait()
-                case Refuse(missing_bytes):
-                    raise DeviceOutOfMemory("cpu", missing_bytes=missing_bytes)
-        slot.has_room = True
-        self._num_occupied += 1
-        self._tell_occupied(self._num_occupied)
-
-    def _held(self) -> list[tuple[Held, _Slot | None]]:
-        """What takes memory, the least recently used first, with its slot; None for what has left its own."""
-        held: list[tuple[Held, _Slot | None]] = [
-            (
-                Held(
-                    slot.nbytes,
-                    is_pinned=slot.version.model in self.pinned,
-                    is_in_use=slot.resident is not None and slot.resident.is_in_use,
-                    is_loading=slot.resident is None,
-                ),
-                slot,
-            )
-            for slot in sorted(self._slots.values(), key=_last_used_at)
-            if slot.has_room
-        ]
-        return [*held, *((Held(nbytes, is_leaving=True), None) for nbytes in self._leaving_bytes.values())]
-
-    def _leave_room(self) -> None:
-        self._num_occupied -= 1
-        self._tell_occupied(self._num_occupied)
-        self._ring()
-
-    def _withdraw(self, slot: _Slot, *, is_patient: bool = True) -> None:
+    def _withdraw(self, slot: Slot, *, is_patient: bool = True) -> None:
         """Let no new call find a version, and close it when the calls that have it are finished."""
         resident = slot.resident
         assert resident is not None
         self._will_go(resident)
         del self._slots[slot.version.key]
         self._count_ready(slot.version, -1)
-        self._leaving_bytes[resident] = slot.nbytes
+        self._room.is_leaving(resident, slot.nbytes)
         self._leaving[resident] = self._errands.start(self._see_off(resident, is_patient))
 
     async def _see_off(self, resident: Resident, is_patient: bool) -> None:
@@ -368,9 +312,9 @@ class Residency:
             try:
                 await self._close_resident(resident)
             finally:
-                del self._leaving[resident], self._leaving_bytes[resident]
+                del self._leaving[resident]
                 await asyncio.to_thread(give_back_freed_memory)
-                self._leave_room()
+                self._room.leave(resident)
 
     def discard(self, resident: Resident) -> None:
         """A resident has died: the next call loads the version anew."""
@@ -390,31 +334,6 @@ class Residency:
             for listener in self._listeners:
                 listener(f"models/{model}", before == 0)
 
-    def _ring(self) -> None:
-        self._bell.set()
-        self._bell = asyncio.Event()
-
-
-def _sums(held: list[tuple[Held, _Slot | None]]) -> tuple[int, int]:
-    """The bytes of what is loaded, and of what is being loaded."""
-    loading = sum(one.nbytes for one, _ in held if one.is_loading)
-    return sum(one.nbytes for one, _ in held) - loading, loading
-
-
-def _last_used_at(slot: _Slot) -> float:
-    """Calls of the native door borrow nothing: when the last one ended is known to who counts them."""
-    return slot.resident.last_used_at if slot.resident is not None else math.inf
-
 
 def _ignore(_: Resident) -> None:
     pass
-
-
-def _may_try_again(failed: _Slot) -> bool:
-    """A failure for want of memory or disk is forgotten after a while; a broken model stays broken."""
-    failure = failed.failure
-    if isinstance(failure, ModelLoading):  # it was interrupted
-        return True
-    return (
-        isinstance(failure, Overloaded) and time.monotonic() >= failed.failed_at + failure.retry_after.total_seconds()
-    )

@@ -40,6 +40,7 @@ from headrace_server.training.jobs import JobStore
 from headrace_server.training.journals import Journals, Stream
 from headrace_server.training.leftovers import Leftovers
 from headrace_server.training.means import Means
+from headrace_server.training.memory_room import Memory, MemoryRoom
 from headrace_server.training.owned_tasks import OwnedTasks
 from headrace_server.training.preemption import choose_victims
 from headrace_server.training.publication import Publisher
@@ -79,8 +80,10 @@ class TrainingDesk:
         quiet_seconds: float,
         gate: Path | None = None,
         devices: Callable[[], Devices],
+        memory: Memory | None = None,
     ) -> None:
-        """`quiet_seconds`: after how long with nothing to say a reader gets None (`server.heartbeat_seconds`).
+        """`memory` is what jobs share with models; without it they are admitted whatever they take.  `quiet_seconds`:
+        after how long with nothing to say a reader gets None (`server.heartbeat_seconds`).
 
         `worker_address` is where agents dial, `workspaces` the folder in which each has one of its own, `store_root`
         the folder of the store that they share, `gate` the file where those wait that give way to predictions.
@@ -94,6 +97,7 @@ class TrainingDesk:
         self._journals = Journals(database, metrics)
         self._jobs = JobStore(database, self._journals, settings, metrics)
         self._admission = Admission(families, datasets, StartPoints(models, self._jobs, store), devices)
+        self._room = None if memory is None else MemoryRoom(memory, datasets, devices)
         self._workers = Workers(
             launcher, settings, worker_address=worker_address, workspaces=workspaces, store_root=store_root, gate=gate
         )
@@ -153,7 +157,8 @@ class TrainingDesk:
 
         The same request id with the same body returns the same job.
 
-        Raises InvalidSpec with every violation, DatasetNotFound, RequestIdReused, NameTaken, QueueFull, Draining.
+        Raises InvalidSpec with every violation, DatasetNotFound, DeviceOutOfMemory with what is missing when the least
+        that it takes does not fit, RequestIdReused, NameTaken, QueueFull, Draining.
         """
         if self._is_draining:
             raise Draining
@@ -162,6 +167,9 @@ class TrainingDesk:
             if known is not None:
                 return known
         spec = await self._admission.admit(request)
+        if self._room is not None:
+            is_next = len(self._supervisors) < self._settings.max_running_jobs and not len(self._queue)
+            await self._room.check(spec, begins_at_once=is_next)
         if request.validate_only:
             return await self._rehearse(request, spec)
         with self._queue.reserve():

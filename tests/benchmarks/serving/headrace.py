@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from headrace import BlockingClient
+from headrace.models.v1.plan_pb2 import Plan
 from tests.benchmarks.serving.environments import BUILD
+from tests.benchmarks.serving.plan_table import summary
 from tests.benchmarks.serving.servers import DidNotAnswer, Endpoint, Side, open_inference_endpoint, process
-from tests.benchmarks.serving.workloads import Workload
+from tests.benchmarks.serving.workloads import Workload, with_rows
 
 NATIVE_DOOR = "server.door=native"
+AUTO_PRECISION = "inference.default_precision=auto"
 MEASURE_SECONDS = 900
 """How long a server may take to try all the ways to run a model."""
 LEAST_COSINE = 0.999
@@ -30,7 +34,7 @@ def serve(workload: Workload, folder: Path, *assignments: str, data: Path | None
     chosen = ("telemetry.metrics_port=-1", lanes, *assignments)
     settings = [part for assignment in chosen for part in ("--set", assignment)]
     # A folder has the torch program, too.  Without a precision to choose, the program of ONNX is all that is wanted.
-    path = workload.folder if "inference.default_precision=auto" in assignments else workload.onnx
+    path = with_rows(workload) if AUTO_PRECISION in assignments else workload.onnx
     model = ("--model", f"{workload.name}={path}")
     command = (sys.executable, "-m", "headrace_server", "serve", "--data", data or folder / "data", "--port", "0")
     with process((*command, *model, *settings), folder) as (server, log):
@@ -62,11 +66,18 @@ def wait_for(
     raise DidNotAnswer(log.read_text(errors="replace")[-2000:])
 
 
-def runs_best_plan(event: Mapping[str, Any]) -> bool:
-    """Whether a line says that what measuring found best runs from now on."""
-    swapped = event["event"] == "plans.swapped"
-    recalled = event["event"] == "inference.loaded" and event.get("plans") not in (None, [event["backend"]])
-    return swapped or recalled
+def best_plan(target: str, model: str) -> Plan:
+    """Wait until the server has tried every plan of a model.  Raises DidNotAnswer when it cannot, or takes too long."""
+    until = time.monotonic() + MEASURE_SECONDS
+    with BlockingClient(target) as client:
+        while time.monotonic() < until:
+            plan = client.get_plan(model)
+            if plan.state == Plan.STATE_CHOSEN and plan.running:
+                return plan
+            if plan.state == Plan.STATE_FAILED:
+                raise DidNotAnswer(plan.problem)
+            time.sleep(0.5)
+    raise DidNotAnswer(f"{model} was not measured within {MEASURE_SECONDS} s")
 
 
 def is_close(answer: np.ndarray, expected: np.ndarray) -> bool:
@@ -80,10 +91,9 @@ def serve_auto(workload: Workload, folder: Path) -> Iterator[Endpoint]:
     """A server that chose by measuring how to run the model: the first measures for minutes, later ones remember."""
     data = BUILD / "auto" / workload.name
     data.parent.mkdir(parents=True, exist_ok=True)
-    settings = (NATIVE_DOOR, "inference.default_precision=auto")
-    with serve(workload, folder, *settings, data=data) as endpoint:
-        event = wait_for(endpoint.log, runs_best_plan, lambda: None, MEASURE_SECONDS)
-        print(f"{workload.name} runs {', '.join(event['plans'])}", file=sys.stderr, flush=True)
+    with serve(workload, folder, NATIVE_DOOR, AUTO_PRECISION, data=data) as endpoint:
+        plan = best_plan(endpoint.target, workload.name)
+        print(summary(plan), file=sys.stderr, flush=True)
         yield dataclasses.replace(endpoint, agrees=is_close)
 
 

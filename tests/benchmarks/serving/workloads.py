@@ -7,6 +7,7 @@
 Made once, below build/ (`python -m tests.benchmarks.serving.workloads` makes them all).
 """
 
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from headrace_server.models.calibration import CALIBRATION_FILE, CalibrationRows, write_rows
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from tests.benchmarks.serving.environments import BUILD, REPOSITORY, Environment
 from tests.doubles import onnx_models
@@ -29,6 +31,8 @@ EXPORTER = Environment(
 NUM_REQUESTS = 8
 """Different ones, so that a cache of answers is no help."""
 NUM_TOKENS = 32
+NUM_ROWS = 64
+"""That plans are judged with."""
 
 Arrays = Mapping[str, np.ndarray]
 _DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int64): "INT64"}
@@ -69,6 +73,19 @@ def workload(name: str) -> Workload:
     requests = [_row(name, np.random.default_rng(seed)) for seed in range(NUM_REQUESTS)]
     answers = [session.run(None, dict(request))[0] for request in requests]
     return Workload(name, folder, session.get_outputs()[0].name, requests, answers)
+
+
+def with_rows(workload: Workload) -> Path:
+    """A folder with the same programs and rows to judge plans with, which are none of those that are asked for."""
+    folder = BUILD / "with-rows" / workload.name
+    if not (folder / CALIBRATION_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for program in workload.folder.iterdir():
+            shutil.copyfile(program, folder / program.name)
+        drawn = [_row(workload.name, np.random.default_rng(seed)) for seed in range(1000, 1000 + NUM_ROWS)]
+        rows = {name: np.concatenate([row[name] for row in drawn]) for name in drawn[0]}
+        write_rows(CalibrationRows(rows), folder / CALIBRATION_FILE)
+    return folder
 
 
 def _row(name: str, random: np.random.Generator) -> Arrays:

@@ -50,14 +50,16 @@ async def make_engine(
     """Make an engine whose measuring process behaves as said, "" for the real one; it is closed after the test."""
     engines: list[Engine] = []
 
-    def make(behaviour: str = "fast", devices: Devices = DEVICES, **settings: object) -> Engine:
+    def make(
+        behaviour: str = "fast", devices: Devices = DEVICES, *, can_compile: bool = False, **settings: object
+    ) -> Engine:
         values = InferenceSettings.model_validate(settings)
         script = (sys.executable, "-P", scripted_measurer.__file__, behaviour)
 
         def planner(programs: Programs) -> Planner:
             return Planner(
                 store, PlanRecords(database), programs, tmp_path / "scratch", values, devices,
-                Means(can_compile=False), script if behaviour else MEASURE_COMMAND,
+                Means(can_compile=can_compile), script if behaviour else MEASURE_COMMAND,
             )  # fmt: skip
 
         engines.append(Engine(registry, store, values, Metrics(), tmp_path / "scratch", plans=planner))

@@ -39,9 +39,12 @@ def signature(inputs: int, outputs: int, name: str = "output") -> Signature:
     return Signature(inputs=(x,), outputs=(TensorSpec(name=name, data_type=DataType.FP32, shape=(-1, outputs)),))
 
 
-def torch_sources(module: nn.Module, folder: Path, width: int = 4) -> dict[ArtifactFormat, Path]:
+def torch_sources(
+    module: nn.Module, folder: Path, width: int = 4, most_rows: int = 65_536
+) -> dict[ArtifactFormat, Path]:
     torch.manual_seed(0)
-    path = save(module, (torch.randn(2, width),), folder, dynamic_shapes=({0: BATCH},))
+    batch = torch.export.Dim("batch", min=1, max=most_rows)
+    path = save(module, (torch.randn(2, width),), folder, dynamic_shapes=({0: batch},))
     return {ArtifactFormat.TORCH_EXPORT: path}
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from headrace_server.errors import ModelFailed
 from headrace_server.inference.engine import Engine
 from headrace_server.inference.improving import Improving, PlanReport, PlanState
 from headrace_server.inference.plans.measurement import Source
+from headrace_server.inference.plans.plan import Form
 from headrace_server.models.registry import Registry
 from headrace_server.models.serving import ServingOptions
 from headrace_server.models.version import ModelVersion
@@ -20,8 +23,10 @@ from headrace_server.precision import Precision, PrecisionPolicy, Tolerances
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.tensors import Array
 from tests.doubles.onnx_models import masked_mean, mlp
+from tests.doubles.torch_programs import save
 from tests.doubles.until import until
 from tests.inference.plans.conftest import DEVICES, MakeEngine
+from tests.inference.plans.programs import BATCH
 
 M = ModelName("m")
 ANYTHING = Tolerances(max_relative_error=1e6, min_cosine=-1, min_agreement=0)
@@ -39,6 +44,16 @@ async def version(registry: Registry, tmp_path: Path) -> ModelVersion:
     return await registry.serve_path("m", path)
 
 
+@pytest.fixture
+async def both(registry: Registry, tmp_path: Path) -> ModelVersion:
+    """A version with a program in both forms."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    onnx.save(mlp((16, 32, 4)), folder / "model.onnx")
+    save(nn.Linear(16, 4), (torch.randn(2, 16),), folder, dynamic_shapes=({0: BATCH},))
+    return await registry.serve_path("m", folder)
+
+
 async def ask_for(registry: Registry, precision: Precision | None, tolerances: Tolerances = ANYTHING) -> None:
     policy = PrecisionPolicy(precision=precision, tolerances=tolerances)
     await registry.change_serving("m", lambda _: ServingOptions(precision=policy))
@@ -47,6 +62,11 @@ async def ask_for(registry: Registry, precision: Precision | None, tolerances: T
 def plans_of(engine: Engine) -> Improving:
     assert engine.improving is not None
     return engine.improving
+
+
+def running(engine: Engine, version: ModelVersion) -> tuple[str, ...]:
+    resident = engine._residency.resident(version.key)
+    return resident.plan_names if resident is not None else ()
 
 
 async def settled(engine: Engine, version: ModelVersion) -> PlanReport:
@@ -86,6 +106,48 @@ async def test_auto_answers_at_once_and_swaps_when_it_has_measured(
     ]  # fmt: skip
     assert report.running == tuple(plan.name for plan in report.decision.plans)
     assert np.allclose(later.outputs["y"], first.outputs["y"], atol=0.2)
+
+
+async def test_the_best_so_far_runs_while_what_may_be_better_is_compiled(
+    make_engine: MakeEngine, registry: Registry, both: ModelVersion, tmp_path: Path
+) -> None:
+    await ask_for(registry, Precision.AUTO)
+    engine = make_engine(f"wait:{tmp_path / 'go'}", can_compile=True)
+    await engine.load(M)
+
+    await until(lambda: running(engine, both) == ("torch-fp16-norms32",), SECONDS)
+    meanwhile = await plans_of(engine).report(both)
+    answer = await engine.predict(M, rows())
+    (tmp_path / "go").touch()
+    report = await settled(engine, both)
+
+    assert meanwhile.state is PlanState.MEASURING
+    assert meanwhile.measurement is not None
+    assert [trial.plan.form for trial in meanwhile.measurement.trials].count(Form.COMPILED) == 0
+    assert answer.provenance.precision is Precision.FP16
+    assert report.state is PlanState.CHOSEN
+    assert report.decision is not None
+    assert report.decision.refusals["torch-fp32-compiled"] == "it could not be compiled"
+    assert report.running == ("torch-fp16-norms32",)
+
+
+async def test_a_start_after_measuring_was_interrupted_begins_with_the_best_so_far_and_measures_the_rest(
+    make_engine: MakeEngine, registry: Registry, both: ModelVersion, tmp_path: Path
+) -> None:
+    await ask_for(registry, Precision.AUTO)
+    engine = make_engine(f"wait:{tmp_path / 'go'}", can_compile=True)
+    await engine.load(M)
+    await until(lambda: running(engine, both) == ("torch-fp16-norms32",), SECONDS)
+    await engine.close()
+
+    (tmp_path / "go").touch()
+    again = make_engine(f"wait:{tmp_path / 'go'}", can_compile=True)
+    first = await again.predict(M, rows())
+    report = await settled(again, both)
+
+    assert first.provenance.precision is Precision.FP16
+    assert report.measurement is not None
+    assert report.measurement.trial("torch-fp32-compiled") is not None
 
 
 async def test_an_answer_names_what_really_ran(

@@ -1,22 +1,25 @@
 """Plans, made and tried for real."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
 
+from headrace_server.inference.plans.compiling import CannotCompile, CompileRequest, compile_apart
 from headrace_server.inference.plans.difference import why_intolerable
 from headrace_server.inference.plans.measurement import Trial
 from headrace_server.inference.plans.opening import NotHere, PlanFiles, open_plan
 from headrace_server.inference.plans.plan import Form, Plan, Runtime
-from headrace_server.inference.plans.trying import Bench, batch_of, try_plan
+from headrace_server.inference.plans.trying import Bench, _time, batch_of, try_plan
 from headrace_server.models.calibration import CalibrationRows, draw_rows
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision, Tolerances
-from headrace_server.tensors import DataType, Signature, TensorSpec
+from headrace_server.tensors import DataType, Signature, Tensors, TensorSpec
 from tests.doubles.onnx_models import identity, scale
 from tests.inference.plans.programs import Exploding, Overflowing, onnx_sources, signature, torch_sources
 
@@ -34,11 +37,30 @@ def bench(
     folder: Path,
     rows: CalibrationRows | None = None,
     sizes: tuple[int, ...] = (1, 4),
+    compile_seconds: float = 240,
 ) -> Bench:
     return Bench(
         sources=dict(sources), signature=of, rows=rows or draw_rows(of), sizes=sizes, thread_counts=(1, 2),
-        folder=folder, seconds_per_figure=0.002, base={}, references={},
+        folder=folder, seconds_per_figure=0.002, seconds_per_compilation=compile_seconds, base={}, references={},
     )  # fmt: skip
+
+
+class SlowSession:
+    """Takes its time for each row: larger batches gain nothing."""
+
+    device = "cpu"
+    precision = Precision.FP32
+
+    def __init__(self, seconds_a_row: float) -> None:
+        self._seconds_a_row = seconds_a_row
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Wait, as long as so many rows take."""
+        time.sleep(self._seconds_a_row * len(inputs["x"]))
+        return {}
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 def tried(on: Bench, *plans: Plan) -> list[Trial]:
@@ -103,9 +125,10 @@ def test_norms_in_32_bits_rescue_what_only_they_made_overflow(tmp_path: Path) ->
     assert not reason(rescued)
 
 
-def test_a_compiled_plan_runs_any_number_of_rows_and_any_number_of_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_rows", [1024, 65_536])
+def test_a_compiled_plan_runs_any_number_of_rows_and_any_number_of_threads(tmp_path: Path, most_rows: int) -> None:
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    on = bench(torch_sources(module, tmp_path), signature(4, 3), tmp_path)
+    on = bench(torch_sources(module, tmp_path, most_rows=most_rows), signature(4, 3), tmp_path)
     plan = TORCH_FP32.model_copy(update={"form": Form.COMPILED})
 
     base, compiled = tried(on, TORCH_FP32, plan)
@@ -118,6 +141,37 @@ def test_a_compiled_plan_runs_any_number_of_rows_and_any_number_of_threads(tmp_p
     for rows in (1, 3, 17):
         x = torch.randn(rows, 4)
         assert np.allclose(session.run({"x": x.numpy()})["output"], module(x).detach().numpy(), atol=1e-5)
+
+
+def test_a_compilation_that_takes_too_long_is_given_up_with_its_compilers(tmp_path: Path) -> None:
+    on = bench(torch_sources(nn.Linear(4, 3), tmp_path), signature(4, 3), tmp_path, compile_seconds=0.5)
+
+    _, compiled = tried(on, TORCH_FP32, TORCH_FP32.model_copy(update={"form": Form.COMPILED}))
+
+    assert "took more than 0 s, and was given up" in compiled.problem
+    assert not [child.cmdline() for child in psutil.Process().children(recursive=True) if child.is_running()]
+
+
+def test_a_program_that_cannot_be_compiled_says_what_the_compiler_said(tmp_path: Path) -> None:
+    path = tmp_path / "program.pt2"
+    path.write_bytes(b"not a program")
+    request = CompileRequest(
+        plan=TORCH_FP32.model_copy(update={"form": Form.COMPILED}), source=path, signature=signature(4, 3),
+        shapes={"x": (2, 4)}, target=tmp_path / "made.pt2",
+    )  # fmt: skip
+
+    with pytest.raises(CannotCompile, match=r"failed after .*BadZipFile"):
+        compile_apart(request, 60)
+
+
+def test_sizes_of_batch_that_gain_nothing_any_more_are_not_timed(tmp_path: Path) -> None:
+    on = bench({}, signature(4, 3), tmp_path, sizes=(1, 2, 4, 8, 16, 32))
+
+    speeds = list(_time(SlowSession(seconds_a_row=0.002), on, 1))
+    later = list(_time(SlowSession(seconds_a_row=0.001), on, 1))
+
+    assert [speed.rows for speed in speeds] == [speed.rows for speed in later]
+    assert speeds[-1].rows < 32
 
 
 def test_a_program_without_anything_to_quantise_says_so(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ class Means:
 
 
 def candidates(formats: Collection[ArtifactFormat], wanted: Precision, means: Means) -> list[Plan]:
-    """The plans to measure, the 32-bit ones first, those that are quick to make before those that are compiled.
+    """The plans to measure: the registered programs, what is quick to make of them, and what is compiled at last.
 
     FP32 means the registered program and nothing else; AUTO means everything.
     """
     found = [plan for plan in _all(formats, means) if _is_wanted(plan, wanted)]
-    return sorted(found, key=lambda plan: (plan.precision is not Precision.FP32, plan.form is Form.COMPILED))
+    return sorted(found, key=lambda plan: (plan.form is Form.COMPILED, plan.precision is not Precision.FP32))
 
 
 def _is_wanted(plan: Plan, wanted: Precision) -> bool:

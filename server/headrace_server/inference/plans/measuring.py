@@ -6,9 +6,7 @@ every trial is a line of `results.jsonl` as soon as it is over, and the name of 
 tried: whoever reads the file knows which plan a dead process died of.
 """
 
-import ctypes
 import logging
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from headrace_server.errors import InvalidModel
 from headrace_server.inference.plans.choice import is_needed
+from headrace_server.inference.plans.ending import die_with_parent
 from headrace_server.inference.plans.measurement import Source, Trial
 from headrace_server.inference.plans.plan import Plan
 from headrace_server.inference.plans.trying import Bench, batch_of, says_classes, try_plan
@@ -27,7 +26,6 @@ from headrace_server.precision import Tolerances
 from headrace_server.tensors import Signature, Tensors
 
 RESULTS_FILE = "results.jsonl"
-_PR_SET_PDEATHSIG = 1
 
 
 class _Message(BaseModel):
@@ -51,6 +49,8 @@ class MeasureJob(_Message):
     sizes: tuple[int, ...]
     thread_counts: tuple[int, ...]
     seconds_per_figure: float
+    seconds_per_compilation: float
+    """What takes longer to compile is given up."""
     folder: Path
     """Where prepared files and results go."""
 
@@ -87,9 +87,7 @@ LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 def main(arguments: list[str]) -> int:
     """Do the job that the file named by the only argument describes."""
-    if sys.platform == "linux":
-        # The measuring ends with the server, also when that is killed.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     job = MeasureJob.model_validate_json(Path(arguments[0]).read_bytes())
     warnings.simplefilter("ignore")  # of exporters and quantisers, about themselves
     logging.disable(logging.WARNING)
@@ -102,6 +100,7 @@ def main(arguments: list[str]) -> int:
         thread_counts=job.thread_counts,
         folder=job.folder,
         seconds_per_figure=job.seconds_per_figure,
+        seconds_per_compilation=job.seconds_per_compilation,
         base={},
         references=_references(rows, job),
     )

@@ -1,22 +1,20 @@
 """Finds out how a version is best run on this machine: from what was measured before, or by measuring it now.
 
-Measurements are rows of the database, one for each version and environment; prepared files are blobs under
-`plans/{digest of the programs}/{environment}/`, shared by all versions of the same programs.  A file that is missing or
-damaged makes its measurement void: it is done again.  Belongs to the event loop.
+Measurements are rows of the database, one for each version and environment; the files that they name lie on a shelf in
+the store.  A file that is missing or damaged makes its measurement void: it is done again.  While a version is being
+measured, what is best so far is offered before each plan that takes long to make.  Belongs to the event loop.
 """
 
 import asyncio
-import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
 
 from headrace_server.devices import Devices
 from headrace_server.errors import HeadraceError, InvalidModel, ModelFailed, Unsupported
@@ -24,10 +22,11 @@ from headrace_server.inference.plans.candidates import Means, candidates
 from headrace_server.inference.plans.choice import Decision, decide, is_needed
 from headrace_server.inference.plans.environment import describe_environment, digest_of, find_means
 from headrace_server.inference.plans.measurement import Measurement, Source, Trial
-from headrace_server.inference.plans.measuring import MeasureJob
+from headrace_server.inference.plans.measuring import Begun, MeasureJob
 from headrace_server.inference.plans.measuring_run import MEASURE_COMMAND, MeasuringFailed, run_measuring
 from headrace_server.inference.plans.opening import PlanFiles
-from headrace_server.inference.plans.plan import Plan
+from headrace_server.inference.plans.plan import Form, Plan
+from headrace_server.inference.plans.shelf import Shelf, key_of
 from headrace_server.inference.programs import Program, Programs
 from headrace_server.models.calibration import (
     CalibrationRows,
@@ -47,6 +46,8 @@ from headrace_server.tensors import Tensors
 PROGRAM_FORMATS = (ArtifactFormat.ONNX, ArtifactFormat.TORCH_EXPORT)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS_PER_FIGURE = 0.15
+SECONDS_PER_COMPILATION = 240.0
+"""On an idle machine the compiler needs a quarter of it for a transformer of 22 million weights."""
 
 log = structlog.get_logger()
 
@@ -83,7 +84,7 @@ class Planner:
     ) -> None:
         """`command` starts the measuring process; it gets the path of a job file."""
         self._store = store
-        self._records = records
+        self._shelf = Shelf(store, records)
         self._programs = programs
         self._scratch = scratch / "plans"
         self._settings = settings
@@ -105,39 +106,54 @@ class Planner:
             self._means = self._means or await asyncio.to_thread(find_means, self._devices)
         return self._environment
 
+    async def open(self) -> None:
+        """Remove what an earlier process has left behind; to be called before anything is measured."""
+        await self._shelf.sweep()
+
     async def find(self, version: ModelVersion) -> Measurement | None:
         """What was measured of a version in this environment; None when nothing was, or an older release did."""
-        body = await self._records.find(version, digest_of(await self.environment()))
-        if body is None:
-            return None
-        try:
-            return Measurement.model_validate(body)
-        except ValidationError:
-            return None
+        return await self._shelf.find(version, digest_of(await self.environment()))
 
-    async def recall(self, version: ModelVersion, policy: PrecisionPolicy) -> Planned | None:
-        """What an earlier measurement says about a policy, ready to be opened; None when it has to be measured."""
+    async def recall(
+        self, version: ModelVersion, policy: PrecisionPolicy, *, is_enough_so_far: bool = False
+    ) -> Planned | None:
+        """What an earlier measurement says about a policy, ready to be opened; None when it has to be measured.
+
+        With `is_enough_so_far` also what is best of the plans that were tried, although others were not.
+        """
         measurement = await self.find(version)
-        if measurement is None or not await self._covers(measurement, version, policy):
+        if measurement is None:
+            return None
+        if not is_enough_so_far and not await self._covers(measurement, version, policy):
             return None
         try:
             return await self._ready(version, measurement, policy)
         except ModelFailed as error:
             log.warning("plans.prepared_file_lost", model=str(version.name), problem=str(error))
-            await self._records.forget(version)
+            await self._shelf.forget(version)
             return None
 
-    async def measure(self, version: ModelVersion, policy: PrecisionPolicy) -> Planned:
-        """Measure a version and decide.  Takes minutes; one at a time.
+    async def measure(
+        self,
+        version: ModelVersion,
+        policy: PrecisionPolicy,
+        offer: Callable[[Planned], Awaitable[None]] | None = None,
+        *,
+        again: bool = False,
+    ) -> Planned:
+        """Measure a version and decide.  Takes minutes; one at a time.  What was measured before counts unless `again`.
+
+        `offer` gets what is best so far, before each plan that takes long to make; it lets go of it like any other.
 
         Raises ModelFailed when not even the registered program can be measured, StorageFull.
         """
         async with self._turn:
-            planned = await self.recall(version, policy)  # whoever had the turn may have measured the same
-            if planned is not None:
-                return planned
+            if not again:
+                planned = await self.recall(version, policy)  # whoever had the turn may have measured the same
+                if planned is not None:
+                    return planned
             started_at = time.monotonic()
-            measurement = await self._measure(version, policy)
+            measurement = await self._measure(version, policy, offer)
             log.info(
                 "plans.measured",
                 model=str(version.name),
@@ -149,10 +165,6 @@ class Planner:
     def decide(self, measurement: Measurement, policy: PrecisionPolicy) -> Decision:
         """What a policy makes of a measurement."""
         return decide(measurement, self.wanted(policy), policy.tolerances, self._settings.max_batch_rows)
-
-    async def forget(self, version: ModelVersion) -> None:
-        """Have a version measured anew when it is next planned."""
-        await self._records.forget(version)
 
     async def calibrate(self, version: ModelVersion, inputs: Tensors) -> int:
         """Keep rows that fit the signature, and forget what was measured with others; returns how many are kept.
@@ -168,7 +180,7 @@ class Planner:
             await self._store.put_file(self.calibration_key(version), path)
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
-        await self._records.forget(version)
+        await self._shelf.forget(version)
         return rows.num_rows
 
     async def release(self, planned: Planned) -> None:
@@ -210,7 +222,7 @@ class Planner:
                 prepared: Program | None = None
                 trial = measurement.trial(plan.name)
                 if trial is not None and trial.prepared is not None:
-                    key = self._prepared_key(version, digest_of(measurement.environment), trial.prepared.name)
+                    key = key_of(version, digest_of(measurement.environment), trial.prepared)
                     prepared = await self._programs.fetch_prepared(version, key, trial.prepared.digest)
                     held.append(prepared)
                 files[plan.name] = PlanFiles(sources[plan.source].path, prepared.path if prepared is not None else None)
@@ -235,10 +247,26 @@ class Planner:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return draw_rows(version.signature).inputs
 
-    async def _measure(self, version: ModelVersion, policy: PrecisionPolicy) -> Measurement:
+    async def _measure(
+        self,
+        version: ModelVersion,
+        policy: PrecisionPolicy,
+        offer: Callable[[Planned], Awaitable[None]] | None,
+    ) -> Measurement:
         folder = self._scratch / secrets.token_hex(16)
         held: list[Program] = []
         started_at = time.monotonic()
+        stored: set[str] = set()
+
+        async def keep(begun: Begun, trials: Sequence[Trial]) -> Measurement:
+            measurement = await self._verdict(begun, trials, time.monotonic() - started_at)
+            await self._keep(version, measurement, folder, stored)
+            return measurement
+
+        async def heard(begun: Begun, trials: Sequence[Trial], trying: Plan) -> None:
+            if offer is not None and trying.form is Form.COMPILED:
+                await offer(await self._ready(version, await keep(begun, trials), policy))
+
         try:
             await asyncio.to_thread(folder.mkdir, parents=True)
             for artifact_format in PROGRAM_FORMATS:
@@ -258,27 +286,11 @@ class Planner:
                 sizes=tuple(size for size in SIZES if size <= self._settings.max_batch_rows),
                 thread_counts=tuple(sorted({1, self._devices.num_cores})),
                 seconds_per_figure=SECONDS_PER_FIGURE,
+                seconds_per_compilation=SECONDS_PER_COMPILATION,
                 folder=folder,
             )
             deadline = started_at + self._settings.measure_seconds
-            begun, trials = await run_measuring(job, deadline, self._command)
-            environment = await self.environment()
-            trials = [await self._keep(version, trial, environment, folder) for trial in trials]
-            measurement = Measurement(
-                environment=environment,
-                source=begun.source,
-                why_drawn=begun.why_drawn,
-                num_rows=begun.num_rows,
-                reference=begun.reference,
-                is_higher_better=begun.is_higher_better,
-                metric_name=begun.metric_name,
-                trials=tuple(trials),
-                seconds=time.monotonic() - started_at,
-                measured_at=datetime.now(UTC),
-            )
-            body = measurement.model_dump(mode="json")
-            await self._records.put(version, digest_of(environment), body, measurement.measured_at)
-            return measurement
+            return await keep(*await run_measuring(job, deadline, self._command, heard))
         except (MeasuringFailed, OSError) as error:
             raise ModelFailed(str(version.name), f"its plans cannot be measured: {error}") from error
         finally:
@@ -286,21 +298,29 @@ class Planner:
                 await self._programs.release(program)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _keep(self, version: ModelVersion, trial: Trial, environment: dict[str, str], folder: Path) -> Trial:
-        """Put the file that was made for a plan into the store; one of a plan that cannot run is not kept."""
-        if trial.prepared is None:
-            return trial
-        if trial.problem:
-            return trial.model_copy(update={"prepared": None})
-        key = self._prepared_key(version, digest_of(environment), trial.prepared.name)
-        blob = await self._store.put_file(key, folder / trial.prepared.name)
-        assert blob.digest == trial.prepared.digest, "a prepared file has changed while it was stored"
-        return trial
+    async def _verdict(self, begun: Begun, trials: Sequence[Trial], seconds: float) -> Measurement:
+        """What was found; the file of a plan that cannot run is not kept."""
+        return Measurement(
+            environment=await self.environment(),
+            source=begun.source,
+            why_drawn=begun.why_drawn,
+            num_rows=begun.num_rows,
+            reference=begun.reference,
+            is_higher_better=begun.is_higher_better,
+            metric_name=begun.metric_name,
+            trials=tuple(trial.model_copy(update={"prepared": None}) if trial.problem else trial for trial in trials),
+            seconds=seconds,
+            measured_at=datetime.now(UTC),
+        )
 
-    def _prepared_key(self, version: ModelVersion, environment: str, name: str) -> str:
-        digests = [version_artifact.digest for f in PROGRAM_FORMATS if (version_artifact := version.artifact(f))]
-        programs = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
-        return f"plans/{programs}/{environment}/{name}"
+    async def _keep(self, version: ModelVersion, measurement: Measurement, folder: Path, stored: set[str]) -> None:
+        """Put what was found into the database, and its files into the store unless they are among `stored`."""
+        for trial in measurement.trials:
+            file = trial.prepared
+            if file is not None and file.digest not in stored:
+                await self._shelf.keep_file(version, digest_of(measurement.environment), file, folder / file.name)
+                stored.add(file.digest)
+        await self._shelf.keep(version, measurement)
 
     async def _calibration(self, version: ModelVersion, folder: Path) -> tuple[Path | None, Source]:
         """The rows to judge with: those that somebody supplied, else those that training stored."""

@@ -1,20 +1,19 @@
 """Makes the file that a plan needs: quantised with ONNX Runtime's tools, or compiled with AOTInductor.
 
-Belongs to the measuring process: it takes seconds to minutes, gigabytes of memory, and a C++ compiler.
+Belongs to the measuring process: it takes seconds to minutes, and gigabytes of memory.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from headrace_server.inference.plans.compiling import CompileRequest, compile_apart
 from headrace_server.inference.plans.plan import Form, Plan
-from headrace_server.precision import Precision
 from headrace_server.tensors import Array, Signature, Tensors
 
 _MULTIPLICATIONS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "EmbedLayerNormalization")
 """Convolutions are left out: those with dynamic ranges are slower than 32-bit ones."""
 _MOST_CALIBRATION_ROWS = 64
-_MOST_ROWS = 65_536
 _QUANTIZED = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear", "DynamicQuantizeMatMul"})
 
 
@@ -22,10 +21,15 @@ class CannotPrepare(Exception):
     """There is nothing in this program that the plan could change."""
 
 
-def prepare(plan: Plan, source: Path, signature: Signature, rows: Tensors, target: Path) -> None:
-    """Make the file of a plan.  `rows` are calibration rows.  Raises CannotPrepare, or what the tools raise."""
+def prepare(plan: Plan, source: Path, signature: Signature, rows: Tensors, target: Path, seconds: float) -> None:
+    """Make the file of a plan.  `rows` are calibration rows.  Compiling may take so many seconds.
+
+    Raises CannotPrepare, CannotCompile, or what the tools raise.
+    """
     if plan.form is Form.COMPILED:
-        _compile(plan, source, signature, rows, target)
+        shapes = _example_shapes(rows, signature)
+        request = CompileRequest(plan=plan, source=source, signature=signature, shapes=shapes, target=target)
+        compile_apart(request, seconds)
     elif plan.form is Form.STATIC:
         _quantize_static(source, rows, signature, target)
     else:
@@ -110,54 +114,6 @@ def _feeds(rows: Tensors, signature: Signature) -> list[dict[str, Array]]:
     return [{name: array[index : index + 1] for name, array in rows.items()} for index in range(count)]
 
 
-def _compile(plan: Plan, source: Path, signature: Signature, rows: Tensors, target: Path) -> None:
-    import torch
-    from torch import Tensor, nn
-
-    from headrace_server.inference.backends.torch_export import order_of, to_torch
-    from headrace_server.inference.backends.torch_lowering import lower
-
-    program = torch.export.load(str(source))
-    call_spec = program.call_spec
-    dtypes = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-    if plan.precision in dtypes:
-        inner: nn.Module = lower(program, dtypes[plan.precision], keeps_norms=plan.keeps_norms)
-    else:
-        inner = program.module()
-
-    class Flat(nn.Module):
-        """The program with a flat list of inputs and of outputs."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-            args, keywords = torch.utils._pytree.tree_unflatten(list(inputs), call_spec.in_spec)  # noqa: SLF001
-            results, _ = torch.utils._pytree.tree_flatten(self.inner(*args, **keywords))  # noqa: SLF001
-            return tuple(results)
-
-    inputs, _ = order_of(source, signature)
-    # Two rows: one would be taken for a constant.
-    example = tuple(to_torch(_two_rows(rows[spec.name], signature), spec.data_type) for spec in inputs)
-    batch = torch.export.Dim("batch", min=1, max=_MOST_ROWS)
-    shapes = tuple(
-        {axis: batch if axis == 0 else torch.export.Dim.AUTO for axis, length in enumerate(spec.shape) if length == -1}
-        for spec in inputs
-    )
-    with torch.no_grad():
-        exported = torch.export.export(Flat(), example, dynamic_shapes={"inputs": shapes})
-        # Threads are decided by each run, not by the compiler; weights are folded into the layout that is fastest.
-        torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - the documented way
-            exported,
-            package_path=str(target),
-            inductor_configs={"cpp.dynamic_threads": True, "freezing": True},
-        )
-
-
-def _two_rows(array: Array, signature: Signature) -> Array:
-    import numpy as np
-
-    if not signature.is_batchable:
-        return array
-    return array[:2] if len(array) > 1 else np.concatenate([array, array])
+def _example_shapes(rows: Tensors, signature: Signature) -> dict[str, tuple[int, ...]]:
+    """Of two rows: one would be taken for a constant."""
+    return {name: (2, *array.shape[1:]) if signature.is_batchable else array.shape for name, array in rows.items()}

@@ -1,9 +1,9 @@
 """Tries one plan in the measuring process: makes it, compares its answers at several sizes of batch, and times it."""
 
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -25,7 +25,11 @@ from headrace_server.tensors import Array, Signature, Tensors
 
 HOPELESS = 4.0
 """A plan that takes so many times as long as the 32-bit one is not timed any further."""
+GAIN = 1.05
+"""What a batch twice the size must gain in rows a second; after two that do not, larger ones are not timed."""
 _LEAST_RUNS, _MOST_RUNS = 3, 50
+_LEAST_ROUNDS = 2
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Bench:
     folder: Path
     """Where prepared files go."""
     seconds_per_figure: float
+    seconds_per_compilation: float
     base: dict[tuple[int, int], float]
     """Seconds of the 32-bit program by rows and threads; filled by its own trial."""
     references: dict[int, Tensors]
@@ -56,9 +61,9 @@ def try_plan(plan: Plan, bench: Bench) -> Trial:
         files = PlanFiles(bench.sources[plan.source])
         if plan.prepared_file is not None:
             target = bench.folder / plan.prepared_file
-            prepare(plan, files.source, bench.signature, bench.rows.inputs, target)
+            prepare(plan, files.source, bench.signature, bench.rows.inputs, target, bench.seconds_per_compilation)
             files = PlanFiles(files.source, target)
-            prepared = _describe(target)
+            prepared = describe_file(target)
         prepare_seconds = time.perf_counter() - started_at
         memory_before = _resident_bytes()
         with _opened(plan, files, bench, bench.thread_counts[0]) as session:
@@ -133,15 +138,28 @@ def says_classes(bench: Bench, output: str) -> bool:
 
 
 def _time(session: Session, bench: Bench, threads: int) -> Iterator[Speed]:
-    for rows in bench.sizes:
+    """Time growing batches; the first trial of all says by what it gains which sizes are worth timing."""
+    best, without_gain = 0.0, 0
+    for rows in _timed_sizes(bench):
         inputs = batch_of(bench.rows.inputs, rows, bench.signature)
         base = bench.base.get((rows, threads))
         seconds = _median_run(lambda: session.run(inputs), bench.seconds_per_figure, base)  # noqa: B023 - called at once
-        if base is None:
-            bench.base[rows, threads] = seconds
         yield Speed(rows=rows, threads=threads, seconds=seconds)
-        if base is not None and seconds > base * HOPELESS:
-            return  # larger batches would be no better, and take minutes
+        if base is not None:
+            if seconds > base * HOPELESS:
+                return  # larger batches would be no better, and take minutes
+            continue
+        bench.base[rows, threads] = seconds
+        without_gain = without_gain + 1 if rows / seconds < best * GAIN else 0
+        best = max(best, rows / seconds)
+        if without_gain == 2:
+            return
+
+
+def _timed_sizes(bench: Bench) -> list[int]:
+    """All sizes for the very first timing, and afterwards those that it has got to."""
+    timed = {rows for rows, _ in bench.base}
+    return [rows for rows in bench.sizes if not timed or rows in timed]
 
 
 def _median_run(run: Callable[[], object], budget_seconds: float, base: float | None) -> float:
@@ -158,7 +176,8 @@ def _median_run(run: Callable[[], object], budget_seconds: float, base: float | 
 
 
 def _is_hopeful(speeds: Sequence[Speed], bench: Bench) -> bool:
-    return any(speed.seconds <= bench.base[speed.rows, speed.threads] * 1.1 for speed in speeds)
+    known = ((speed.seconds, bench.base.get((speed.rows, speed.threads))) for speed in speeds)
+    return any(base is not None and seconds <= base * 1.1 for seconds, base in known)
 
 
 def _arrangements(plan: Plan, files: PlanFiles, bench: Bench) -> Iterator[Arrangement]:
@@ -174,27 +193,27 @@ def _arrangements(plan: Plan, files: PlanFiles, bench: Bench) -> Iterator[Arrang
 
 
 def _throughput(session: Session, bench: Bench, rows: int, num_threads: int) -> float:
-    """Rows a second of so many threads that run the same session all the time."""
+    """Rows a second of so many threads that run the same session all the time.  Raises what it raises.
+
+    The best of some tries: whatever else the machine does only makes it slower.
+    """
     inputs = batch_of(bench.rows.inputs, rows, bench.signature)
-    counts = [0] * num_threads
-    until = time.perf_counter() + max(bench.seconds_per_figure * 2, 0.1)
 
-    def work(index: int) -> None:
-        session.run(inputs)
-        while time.perf_counter() < until:
+    def work(_: int) -> float:
+        session.run(inputs)  # the first one of a thread pays for what is lazy
+        started_at = time.perf_counter()
+        count, taken = 0, 0.0
+        while count < _LEAST_ROUNDS or taken < bench.seconds_per_figure:
             session.run(inputs)
-            counts[index] += 1
+            count, taken = count + 1, time.perf_counter() - started_at
+        return count * rows / taken
 
-    started_at = time.perf_counter()
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(num_threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return max(sum(counts), 1) * rows / (time.perf_counter() - started_at)
+    with ThreadPoolExecutor(num_threads) as workers:
+        return max(sum(workers.map(work, range(num_threads))) for _ in range(_TRIES))
 
 
-def _describe(path: Path) -> PreparedFile:
+def describe_file(path: Path) -> PreparedFile:
+    """A file that was made for a plan."""
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
         return PreparedFile(name=path.name, digest=f"sha256:{digest}", size_bytes=file.tell())

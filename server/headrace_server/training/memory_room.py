@@ -1,0 +1,52 @@
+"""Whether the memory that models and jobs share has room for one more job.
+
+What a job takes is known when it runs: its trainer then fits its batches into what is free.  What it takes at least is
+known before: an interpreter with torch for each rank, and the data set.  A job that cannot have that is refused with
+what is missing; models that nobody uses leave for it.  Keeps nothing.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from headrace_server.datasets.dataset import DatasetVersion
+from headrace_server.devices import Devices
+from headrace_server.errors import DeviceOutOfMemory
+from headrace_server.memory import RESERVE_BYTES
+from headrace_server.names import DatasetName
+from headrace_server.training.goods import Datasets
+from headrace_server.training.spec import TrainingSpec
+
+RANK_BYTES = 384 << 20
+"""What one trainer takes of its own before it has read a row: an interpreter with torch and the families."""
+
+
+class Memory(Protocol):
+    """The memory of this machine; `inference.engine.Engine` gives it away."""
+
+    async def make_room(self, nbytes: int) -> int:
+        """Have models that nobody uses leave until so much is free; returns how much is missing then, 0 for nothing."""
+        ...
+
+
+class MemoryRoom:
+    """Refuses jobs that there is no room for."""
+
+    def __init__(self, memory: Memory, datasets: Datasets, devices: Callable[[], Devices]) -> None:
+        self._memory = memory
+        self._datasets = datasets
+        self._devices = devices
+
+    async def check(self, spec: TrainingSpec, *, begins_at_once: bool) -> None:
+        """Raise DeviceOutOfMemory when a job cannot have the least that it takes: ever, or now if it begins at once."""
+        dataset = await self._datasets.version(DatasetName.parse(spec.dataset, "spec.dataset"))
+        needed = least_bytes(spec, dataset)
+        missing = needed - max(self._devices().memory_bytes - RESERVE_BYTES, 0)
+        if missing <= 0 and begins_at_once:
+            missing = await self._memory.make_room(needed)
+        if missing > 0:
+            raise DeviceOutOfMemory("cpu", missing_bytes=missing)
+
+
+def least_bytes(spec: TrainingSpec, dataset: DatasetVersion) -> int:
+    """What all ranks of a job take at least; each reads the data set for itself."""
+    return spec.num_ranks * (RANK_BYTES + dataset.size_bytes)
