@@ -19,10 +19,10 @@ from headrace_server.storage.local import LocalBlobStore
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
 from headrace_server.training.desk import TrainingDesk
-from headrace_server.training.memory_room import Memory
 from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.events import Event
 from headrace_server.training.job import Job
+from headrace_server.training.memory_room import Memory
 from headrace_server.training.states import JobState
 from tests.doubles.mortal_database import MortalDatabase
 from tests.doubles.scripted_workers import Script, ScriptedLauncher, finish
