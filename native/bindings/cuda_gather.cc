@@ -67,11 +67,21 @@ py::tuple cuda_device_count() {
   return py::make_tuple(devices.count, devices.reason);
 }
 
+py::tuple cuda_memory(int device) {
+  cuda::Memory memory{};
+  {
+    const py::gil_scoped_release release;  // the first call makes a context
+    memory = cuda::memory(device);
+  }
+  return py::make_tuple(memory.free_bytes, memory.total_bytes);
+}
+
 }  // namespace
 
 void bind_cuda_gather(py::module_& module) {
   module.attr("cuda_built") = cuda::is_built();
   module.def("cuda_device_count", &cuda_device_count, "The number of CUDA devices, and why there are none.");
+  module.def("cuda_memory", &cuda_memory, py::arg("device"), "The free and all bytes of a CUDA device.");
   module.def("cuda_gather", &cuda_gather, py::arg("sources"), py::arg("source_type"), py::arg("into"),
              py::arg("into_type"), py::arg("row_elements"), py::arg("stream"),
              "Enqueue a gather of device memory on a stream; return the number of rows.");

@@ -227,6 +227,18 @@ Devices devices() {
   return {0, status == cudaSuccess ? "the CUDA driver sees no device" : cudaGetErrorString(status)};
 }
 
+Memory memory(int device) {
+  const Devices found = devices();
+  if (device < 0 || device >= found.count) {
+    throw CudaUnavailable("No CUDA device " + std::to_string(device) + ": " +
+                          (found.count == 0 ? found.reason : "there are " + std::to_string(found.count)) + ".");
+  }
+  const CurrentDevice current(device);
+  Memory memory{};
+  check(cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes), "Asking for the memory of a device");
+  return memory;
+}
+
 void enqueue(const Copy& copy, std::uintptr_t stream) {
   const Devices found = devices();
   if (found.count == 0) throw CudaUnavailable("No CUDA device: " + found.reason + ".");

@@ -69,4 +69,13 @@ struct Devices {
 // Never throws: no driver means no devices.
 Devices devices();
 
+struct Memory {
+  std::size_t free_bytes;
+  std::size_t total_bytes;
+};
+
+// What a device has, and has left for anybody, other processes included.  The first call of a process makes it a context
+// there, which takes some hundred megabytes.  Throws CudaUnavailable, or CudaFailure.
+Memory memory(int device);
+
 }  // namespace headrace::cuda

@@ -44,6 +44,10 @@ cuda_built: bool
 # How many CUDA devices there are, and why there are none.  Never raises.
 def cuda_device_count() -> tuple[int, str]: ...
 
+# The free and all bytes of a CUDA device, whoever has taken the rest.  The first call of a process makes it a context
+# there, which takes some hundred megabytes.  RuntimeError where there is no such device or a CUDA call fails.
+def cuda_memory(device: int) -> tuple[int, int]: ...
+
 # Enqueue a gather of contiguous device blocks, each an (address, number of rows); return how many rows.  Types are
 # names of the contract ("FP32").  `stream` is a cudaStream_t; 0 is the default stream.  RuntimeError where there is no
 # CUDA device or a CUDA call fails.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from headrace_server import _native
 from headrace_server.devices import available_memory_bytes
 
 RESERVE_BYTES = 64 << 20
@@ -35,7 +36,7 @@ class Ledger:
         self,
         limit_bytes: int = 0,
         available: Callable[[], int] = available_memory_bytes,
-        resident: Callable[[], int] = lambda: int(psutil.Process().memory_info().rss),
+        resident: Callable[[], int] = lambda: taken_bytes("cpu"),
     ) -> None:
         """`limit_bytes` is the most that models may take together; 0 means what the machine has left."""
         self._limit_bytes = limit_bytes
@@ -69,6 +70,22 @@ class Ledger:
         with self._lock:
             self._under_way.discard(growth)
             return max(self._resident() - growth.began_at_bytes, 0) // growth.most_at_once
+
+
+def taken_bytes(device: str) -> int:
+    """What this process takes of the memory of the host ("cpu"), or all processes of that of a GPU ("cuda:0").
+
+    Differences of it say what something has taken.  Raises RuntimeError where there is no such device.
+    """
+    if device == "cpu":
+        return int(psutil.Process().memory_info().rss)
+    free_bytes, all_bytes = _native.cuda_memory(int(device.removeprefix("cuda:")))
+    return all_bytes - free_bytes
+
+
+def free_device_bytes(device: str) -> int:
+    """What a GPU ("cuda:0") has left for anybody.  Raises RuntimeError where there is no such device."""
+    return _native.cuda_memory(int(device.removeprefix("cuda:")))[0]
 
 
 def give_back_freed_memory() -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
 from headrace_server.tensors import Signature, Tensors
@@ -13,7 +14,7 @@ class ScriptedSession:
     """Runs `act`, by default an echo of the first input under the name of each output."""
 
     def __init__(self, backend: "ScriptedBackend", signature: Signature) -> None:
-        self.device = "cpu"
+        self.device = backend.device
         self.precision = Precision.FP32
         self._backend = backend
         self._signature = signature
@@ -45,6 +46,9 @@ class ScriptedBackend:
         self.num_opened = 0
         self.num_open = 0
         self.most_open = 0
+        self.device = "cpu"
+        self.room: int | None = None
+        """How many sessions its device has memory for; None: for any number."""
         self._lock = threading.Lock()
 
     def open(self, path: Path, signature: Signature) -> ScriptedSession:
@@ -53,6 +57,8 @@ class ScriptedBackend:
         assert self.may_open.wait(30)
         if self.failure is not None:
             raise self.failure
+        if self.room is not None and self.num_open >= self.room:
+            raise DeviceOutOfMemory(self.device, missing_bytes=1)
         self.count_open(1)
         return ScriptedSession(self, signature)
 

@@ -112,6 +112,27 @@ async def test_a_model_that_is_no_longer_pinned_may_leave(engine: Engine, regist
     assert loaded(engine) == {"b", "c"}
 
 
+async def test_a_device_that_has_no_memory_left_when_a_version_is_opened_gets_some_from_idle_ones(
+    registry: Registry, store: LocalBlobStore, tmp_path: Path
+) -> None:
+    backend = ScriptedBackend()
+    backend.device, backend.room = "cuda:0", 2
+    backend.act = lambda inputs: {"y": np.zeros((len(inputs["x"]), 10), np.float32)}
+    for name in "abc":
+        onnx.save(mlp((64, 1, 10), seed=ord(name)), tmp_path / "model.onnx")
+        await registry.serve_path(name, tmp_path / "model.onnx")
+    engine = Engine(registry, store, InferenceSettings(), Metrics(), tmp_path / "scratch", [backend])
+
+    await ask(engine, "a", "b", "a", "c")
+    assert loaded(engine) == {"a", "c"}
+
+    await pin(registry, "a", "c")
+    with pytest.raises(DeviceOutOfMemory, match="cuda:0 is out of memory"):
+        await ask(engine, "b")
+    assert loaded(engine) == {"a", "c"}
+    await engine.close()
+
+
 async def test_idle_models_leave_for_a_training_job_and_what_is_pinned_or_in_use_stays(
     engine: Engine, registry: Registry
 ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.inference.backends.torch_graphs import MOST_GRAPHS, GraphSession, open_on_gpu
+from headrace_server.memory import free_device_bytes, taken_bytes
 from headrace_server.precision import Precision
 from headrace_server.tensors import Signature
 from tests.inference.plans.programs import signature, torch_sources
@@ -77,3 +78,14 @@ def test_a_row_that_does_not_fit_is_out_of_memory_and_the_next_call_is_answered(
     assert np.allclose(
         opened(nn.Linear(4, 3), tmp_path).run({"x": np.zeros((1, 4), np.float32)})["output"].shape, (1, 3)
     )
+
+
+def test_the_memory_that_a_program_takes_is_missing_on_its_device(tmp_path: Path) -> None:
+    before = taken_bytes("cuda:0")
+
+    session = opened(nn.Sequential(nn.Linear(4, 1 << 22), nn.Linear(1 << 22, 3)), tmp_path)
+    session.run({"x": np.zeros((1, 4), np.float32)})
+
+    assert taken_bytes("cuda:0") - before >= (7 << 22) * 4
+    assert free_device_bytes("cuda:0") > 0
+    session.close()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from headrace_server.errors import (
+    DeviceOutOfMemory,
     HeadraceError,
     ModelFailed,
     ModelLoading,
@@ -219,7 +220,7 @@ class Residency:
             async with asyncio.timeout(self._load_seconds):
                 place = await self._room.make_beside(slot, slot.nbytes)
                 try:
-                    new, nbytes = await self._room.measured(open_new())
+                    new, nbytes = await self._open(open_new, old)
                 except BaseException:
                     self._room.leave(place)
                     raise
@@ -255,7 +256,7 @@ class Residency:
         try:
             async with asyncio.timeout(self._load_seconds):
                 await self._room.make(slot)
-                resident, nbytes = await self._room.measured(self._open_resident(slot.version, backend, self.discard))
+                resident, nbytes = await self._open(lambda: self._open_resident(slot.version, backend, self.discard))
         except BaseException as error:
             if slot.has_room:
                 self._room.leave()
@@ -273,6 +274,28 @@ class Residency:
         self._room.ring()
         for listener in self._loaded_listeners:
             listener(slot.version, bool(backend))
+
+    async def _open(
+        self, open_resident: Callable[[], Awaitable[Resident]], beside: Resident | None = None
+    ) -> tuple[Resident, int]:
+        """Open a resident, and say what it takes; when its device has no memory for it, others leave that are idle.
+
+        What a GPU has left is only known there.  Raises DeviceOutOfMemory when nobody is left who could leave.
+        """
+        while True:
+            try:
+                return await self._room.measured(open_resident())
+            except DeviceOutOfMemory as error:
+                idle = [slot for slot in self._room.idle_on(error.device) if slot.resident is not beside]
+                if not idle:
+                    raise
+                await self._evict(idle[0])
+
+    async def _evict(self, slot: Slot) -> None:
+        resident = slot.resident
+        assert resident is not None
+        self._withdraw(slot)
+        await asyncio.shield(self._leaving[resident])
 
     def _fail(self, slot: Slot, failure: HeadraceError) -> None:
         self._failures[slot.version.key] = slot

@@ -91,6 +91,17 @@ class Room:
             taken = self._ledger.end(growth)
         return opened, taken
 
+    def idle_on(self, device: str) -> list[Slot]:
+        """Who takes memory of a device ("cuda:0") and may leave it at once, the least recently used first."""
+        return [
+            slot
+            for slot in sorted(self._slots(), key=lambda slot: slot.last_used_at)
+            if slot.resident is not None
+            and not slot.resident.is_in_use
+            and slot.version.model not in self.pinned
+            and any(one.device == device for one in slot.resident.provenances)
+        ]
+
     def remember(self, slot: Slot, nbytes: int) -> None:
         """A version takes so much, as measured."""
         slot.nbytes = self._sizes[slot.version.key] = nbytes

@@ -42,12 +42,15 @@ class _Graph:
 def open_on_gpu(
     path: Path, signature: Signature, *, device: str, precision: Precision, keeps_norms: bool
 ) -> "GraphSession":
-    """A program on a GPU.  Raises InvalidModel, or what torch raises."""
+    """A program on a GPU.  Raises InvalidModel, DeviceOutOfMemory, or what torch raises."""
     import torch
     from torch.export.passes import move_to_device_pass
 
     order = order_of(path, signature)
-    program = move_to_device_pass(torch.export.load(str(path)), device)
+    try:
+        program = move_to_device_pass(torch.export.load(str(path)), device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceOutOfMemory(device) from error
     call_spec = program.call_spec
     if precision in _NAMES:
         from headrace_server.inference.backends.torch_lowering import lower

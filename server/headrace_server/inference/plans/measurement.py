@@ -72,7 +72,7 @@ class Trial(_Fact):
     prepared: PreparedFile | None = None
     prepare_seconds: float = 0.0
     resident_bytes: int = 0
-    """How much more memory the process had when it was open and had run; 0 where that cannot be told."""
+    """How much more memory of its device was taken when it was open and had run; 0 where that cannot be told."""
 
     def worst_difference(self) -> Difference:
         """The figures that decide: the worst of all sizes of batch."""

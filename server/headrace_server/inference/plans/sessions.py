@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.inference.backends.backend import Session
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
@@ -16,6 +17,7 @@ from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.plans.trimming import without_padding
 from headrace_server.inference.plans.trying import batch_of
+from headrace_server.memory import free_device_bytes
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
 from headrace_server.tensors import Signature, Tensors
@@ -24,8 +26,10 @@ from headrace_server.tensors import Signature, Tensors
 class PlannedBackend:
     """Opens the plans of a decision; the backend of one resident."""
 
-    def __init__(self, planned: Planned) -> None:
+    def __init__(self, planned: Planned, free_bytes: Callable[[str], int] = free_device_bytes) -> None:
+        """`free_bytes` says what a GPU has left."""
         self.planned = planned
+        self._free_bytes = free_bytes
         self.num_waiting: Callable[[], int] = lambda: 0
         """How much waits for the resident, from any thread; whoever makes the resident says."""
         self._lock = threading.Lock()
@@ -57,12 +61,25 @@ class PlannedBackend:
         if key not in self._opened:
             decision = self.planned.decision
             files = self.planned.files[plan.name]
+            self._check_room(plan)
             session = open_plan(plan, files, signature, num_threads=num_threads, num_runs=decision.busy_sessions)
             self._opened[key] = session
             for bucket in decision.buckets:  # the first run of each size pays for what is lazy
                 if bucket.plan == plan:
                     session.run(batch_of(self.planned.rows, bucket.max_rows, signature))
         return self._opened[key]
+
+    def _check_room(self, plan: Plan) -> None:
+        """Raise DeviceOutOfMemory, with what is missing, when a GPU has not what the plan took while it was tried.
+
+        Memory of the host is the business of whoever decides what is loaded.
+        """
+        trial = self.planned.measurement.trial(plan.name)
+        if plan.device == CPU or trial is None:
+            return
+        missing_bytes = trial.resident_bytes - self._free_bytes(plan.device)
+        if missing_bytes > 0:
+            raise DeviceOutOfMemory(plan.device, missing_bytes=missing_bytes)
 
     @contextmanager
     def _running(self) -> Iterator[bool]:

@@ -10,7 +10,6 @@ from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from headrace_server.inference.backends.backend import Session
 from headrace_server.inference.plans.difference import Difference, measure_difference
@@ -19,6 +18,7 @@ from headrace_server.inference.plans.opening import PlanFiles, open_plan
 from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.inference.plans.preparing import prepare
 from headrace_server.inference.plans.trimming import find_mask
+from headrace_server.memory import taken_bytes
 from headrace_server.models.calibration import CalibrationRows
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.tensors import Array, Signature, Tensors
@@ -65,12 +65,12 @@ def try_plan(plan: Plan, bench: Bench) -> Trial:
             files = PlanFiles(files.source, target)
             prepared = describe_file(target)
         prepare_seconds = time.perf_counter() - started_at
-        memory_before = _resident_bytes()
+        memory_before = taken_bytes(plan.device)
         with _opened(plan, files, bench, bench.thread_counts[0]) as session:
             differences = tuple(_compare(session, bench, rows) for rows in _compared_sizes(bench))
             metric = _metric(session, bench)
             mask_input = find_mask(session, bench.signature, bench.rows.inputs) if not bench.base else ""
-            resident_bytes = max(_resident_bytes() - memory_before, 0)
+            resident_bytes = max(taken_bytes(plan.device) - memory_before, 0)
             speeds = list(_time(session, bench, bench.thread_counts[0]))
         if plan.device == CPU and len(bench.thread_counts) > 1:
             with _opened(plan, files, bench, bench.thread_counts[-1]) as wide:
@@ -217,10 +217,6 @@ def describe_file(path: Path) -> PreparedFile:
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
         return PreparedFile(name=path.name, digest=f"sha256:{digest}", size_bytes=file.tell())
-
-
-def _resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
 
 
 def _first_line(error: BaseException) -> str:
