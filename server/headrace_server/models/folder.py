@@ -94,6 +94,13 @@ def survey(path: Path) -> Offer:
     return Offer(tuple(files), manifest, signature, f"sha256:{hashlib.sha256(content.encode()).hexdigest()}")
 
 
+def read_signature(path: Path, format: ArtifactFormat) -> Signature:  # noqa: A002 - the contract's word
+    """Check one program by itself, and return what it accepts and returns.  Raises InvalidModel."""
+    if format is ArtifactFormat.ONNX:
+        return onnx_signature.read_signature(path, may_have_companions=False)
+    return torch_signature.read_signature(path)
+
+
 def signature_of(offer: Offer) -> Signature:
     """Check every program of an offer; return the signature that it states, or else the one its first program has.
 

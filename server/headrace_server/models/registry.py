@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from headrace_server.errors import (
     Unsupported,
     Violation,
 )
-from headrace_server.models import ensemble_members, folder, onnx_signature, records, torch_signature
+from headrace_server.models import ensemble_members, folder, records
+from headrace_server.models.artifact_files import PREFIX, prefix_of, store_files
 from headrace_server.models.ensemble import Ensemble
 from headrace_server.models.lines import Line, Lines
 from headrace_server.models.serving import ServingOptions
@@ -42,12 +43,10 @@ from headrace_server.settings import ModelSettings
 from headrace_server.storage.atomic_file import AtomicFile
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.storage.streaming import write_file
-from headrace_server.tensors import Signature
 
 LONGEST_REQUEST_ID = 128
 _ATTEMPTS = 5
 _FILE_NAMES = {ArtifactFormat.ONNX: folder.ONNX_FILE, ArtifactFormat.TORCH_EXPORT: folder.TORCH_FILE}
-_IS_KEY_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 log = structlog.get_logger()
 
@@ -70,7 +69,7 @@ class Registry:
         To be called at start, while nothing else registers models in this store.
         """
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
-        stored = await self._store.list("models/")
+        stored = await self._store.list(PREFIX)
         async with self._database.read() as connection:
             referenced = await connection.run_sync(records.referenced_keys)
         orphans = [key for key in stored if key not in referenced]
@@ -136,9 +135,9 @@ class Registry:
                 raise InvalidModel("the file is empty")
             if digest and digest != actual:
                 raise InvalidModel(f"the file has the digest {actual}, announced was {digest}")
-            signature = await asyncio.to_thread(_read_signature, path, format)
+            signature = await asyncio.to_thread(folder.read_signature, path, format)
             file = folder.OfferedFile(path, path.name, format, actual, size_bytes)
-            artifacts = await self._store_files(model, token, [file])
+            artifacts = await store_files(self._store, model, token, [file])
         finally:
             await asyncio.to_thread(shutil.rmtree, drafts, ignore_errors=True)
         new = NewVersion(model=model, signature=signature, artifacts=artifacts)
@@ -169,7 +168,7 @@ class Registry:
         new = NewVersion(
             model=model,
             signature=signature,
-            artifacts=await self._store_files(model, token, offer.files),
+            artifacts=await store_files(self._store, model, token, offer.files),
             metrics=manifest.metrics if manifest is not None else {},
             lineage=manifest.lineage if manifest is not None else Lineage(),
         )
@@ -342,30 +341,10 @@ class Registry:
                     raise
         raise AssertionError
 
-    async def _store_files(self, model: str, token: str, files: Sequence[folder.OfferedFile]) -> tuple[Artifact, ...]:
-        """Copy files into the store; all of them, or none."""
-        artifacts = []
-        try:
-            for index, file in enumerate(files):
-                part = file.path if _IS_KEY_PART.fullmatch(file.path) else f"file-{index}"
-                key = f"models/{model}/{token}/{part}"
-                blob = await self._store.put_file(key, file.source)
-                if blob.digest != file.digest:
-                    raise InvalidModel(f"{file.path} has changed while it was being read")
-                artifacts.append(
-                    Artifact(
-                        path=file.path, format=file.format, digest=blob.digest, size_bytes=blob.size_bytes, key=key
-                    )
-                )
-        except BaseException:
-            await self._store.delete_all(f"models/{model}/{token}/")
-            raise
-        return tuple(artifacts)
-
     async def _register_stored(
         self, token: str, new: NewVersion, register: Callable[[], Awaitable[ModelVersion]]
     ) -> ModelVersion:
-        """Register what `_store_files` has stored; take it away again when it is not what the version uses.
+        """Register what `store_files` has stored; take it away again when it is not what the version uses.
 
         When it is not known how the transaction ended (the caller has gone, the database failed), files are left to
         `sweep`: a version must never lose its own.
@@ -373,10 +352,10 @@ class Registry:
         try:
             version = await register()
         except HeadraceError:
-            await self._store.delete_all(f"models/{new.model}/{token}/")
+            await self._store.delete_all(prefix_of(new.model, token))
             raise
         if version.artifacts != new.artifacts:
-            await self._store.delete_all(f"models/{new.model}/{token}/")
+            await self._store.delete_all(prefix_of(new.model, token))
         return version
 
     def _check_upload(self, model: str, format: ArtifactFormat, request_id: str) -> None:  # noqa: A002
@@ -419,9 +398,3 @@ def _check_model(model: str) -> None:
 
 def _upload(request_id: str) -> str:
     return f"upload:{request_id}" if request_id else ""
-
-
-def _read_signature(path: Path, format: ArtifactFormat) -> Signature:  # noqa: A002 - the contract's word
-    if format is ArtifactFormat.ONNX:
-        return onnx_signature.read_signature(path, may_have_companions=False)
-    return torch_signature.read_signature(path)
