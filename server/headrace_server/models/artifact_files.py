@@ -1,4 +1,4 @@
-"""Where the files of a version lie in the blob store: under `models/{model}/{token}/`, the token drawn once for each."""
+"""Where the files of a version lie in the blob store: under `models/{model}/{token}/`, a token drawn for each."""
 
 import re
 from collections.abc import Sequence
