@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -20,6 +21,9 @@ namespace headrace::batching {
 class Batcher;
 class Endings;
 class Timer;
+
+// Runs a batch on the calling thread, and settles it or lets it fail; throws nothing.
+using Runner = std::function<void(std::unique_ptr<Batch>)>;
 
 class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
  public:
@@ -52,6 +56,8 @@ class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
     std::condition_variable bell;
     bool is_waiting = false;  // and may be woken
     bool is_rung = false;
+    bool is_lent = false;     // another thread runs what is its own
+    bool is_missed = false;   // and its own thread has come back for it
     double wakes_at = kNever;
   };
 
@@ -63,11 +69,19 @@ class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
   std::unique_ptr<Batch> next(std::size_t lane, double now, double& wakes_at, std::shared_ptr<Batcher>& from,
                               Endings& endings);
   void wait(std::unique_lock<std::mutex>& lock, std::size_t lane, double now, double wakes_at);
+  // Lends the lane that another thread can take the place of: the batch that it would take.  Nothing where there is none.
+  bool serves_only(const Batcher& batcher) const { return batchers_.size() == 1 && batchers_[0] == &batcher; }
+  bool can_lend(const std::vector<std::shared_ptr<const Runner>>& runners) const;
+  std::unique_ptr<Batch> borrow(double now, Endings& endings);
   // Work has come, or is left: the bell of the one lane that shall look at it; null when none is needed, or free.
   std::condition_variable* lane_to_wake(double now);
   // Lets the timer come when the first deadline does, unless a lane is free to see to it.
   void watch_deadlines();
   double earliest_deadline() const;
+
+  // For who has borrowed a lane: what it would take next; nothing, and the lane is given back, when that is nothing or
+  // the time has come.  With no lock held.
+  std::unique_ptr<Batch> next_or_return(std::size_t lane, double ends_at, Endings& endings);
 
   // What the timer calls: answers what is due.
   void expire_due();

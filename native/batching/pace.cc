@@ -22,6 +22,10 @@ std::size_t bucket_of(std::int64_t rows) {
 }  // namespace
 
 void Pace::observe(std::int64_t rows, double seconds, double now) {
+  if (is_known()) {
+    ratios_.add(seconds / run_seconds(rows));
+    overrun_ = std::max(ratios_.quantile(kSure), 1.0);
+  }
   Bucket& bucket = buckets_[std::min(bucket_of(rows), kNumBuckets - 1)];
   const std::size_t place = bucket.num_runs % kRememberedRuns;
   bucket.seconds[place] = seconds;

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "batching/recent.h"
+
 namespace headrace::batching {
 
 class Pace {
@@ -16,6 +18,7 @@ class Pace {
   static constexpr std::size_t kRememberedRuns = 16;
   static constexpr double kRememberedSeconds = 30;
   static constexpr double kLongestRetrySeconds = 30;
+  static constexpr double kSure = 0.9;
   static constexpr double kUnknownRetrySeconds = 0.1;
 
   // A run has taken so long; `now` is when it ended.
@@ -25,6 +28,9 @@ class Pace {
 
   // One run of so many rows; 0 while nothing is known.
   double run_seconds(std::int64_t rows) const;
+
+  // What nine of ten runs of so many rows do not exceed.
+  double sure_seconds(std::int64_t rows) const { return run_seconds(rows) * overrun_; }
 
   // What a row costs in the batches that serve best; 0 while nothing is known.
   double seconds_per_row() const { return seconds_per_row_; }
@@ -56,6 +62,8 @@ class Pace {
   std::array<Knot, kNumBuckets> knots_{};
   std::size_t num_knots_ = 0;
   double seconds_per_row_ = 0;
+  Recent ratios_;  // of what runs have taken to what was expected of them
+  double overrun_ = 1;
 };
 
 }  // namespace headrace::batching

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "batching/clock.h"
 #include "batching/outcome.h"
 
 namespace headrace::batching {
@@ -74,6 +75,8 @@ struct Progress {
   bool is_over = false;
   double admitted_at = 0;
   double started_at = -1;
+  // When it was to be done, as far as one could tell when it came; kNever where nobody asked.
+  double expected_at = kNever;
   Timing timing;
   // Held while a slice is taken; lanes may have finished two of them.
   std::mutex taking;

@@ -22,24 +22,24 @@ std::string with_commas(std::size_t number) {
 
 // Admission.
 
-std::optional<Refusal> Batcher::State::admit(Call& call, double now) const {
+std::optional<Refusal> Batcher::State::admit(Call& call, double now) {
   Refusal refusal;
   if (is_closed) {
     refusal.error = closed_by;
     refusal.outcome = closed_outcome;
     return refusal;
   }
+  const bool is_asked = call.deadline < kNever && pace.is_known();
+  Progress& progress = call.progress_;
+  if (is_asked) progress.expected_at = expected_at(call, now);
+  // A mere prediction never leaves a lane idle, nor could it be corrected then.
   if (waiting.is_empty()) return std::nullopt;
-  const std::int64_t rows = call.progress_.rows;
-  if (waiting.rows() + rows > limits.max_waiting_rows) {
+  if (waiting.rows() + progress.rows > limits.max_waiting_rows) {
     refusal.kind = Refusal::Kind::kNoPermit;
   } else if (waiting.nbytes() + call.nbytes > limits.max_waiting_bytes) {
     refusal.kind = Refusal::Kind::kNoPermit;
     refusal.why = "inputs of more than " + with_commas(limits.max_waiting_bytes) + " bytes would wait";
-  } else if (call.deadline < kNever && pace.is_known()) {
-    const std::int64_t ahead = waiting.rows_before(call.progress_.part.order);
-    const double seconds = seconds_until_free(now) + pace.seconds_until_done(ahead, rows, num_lanes);
-    if (now + seconds <= call.deadline) return std::nullopt;
+  } else if (is_asked && progress.expected_at + forecast.margin_seconds() > due_at(call)) {
     refusal.kind = Refusal::Kind::kLate;
     refusal.why = "the call would miss its deadline";
   } else {
@@ -52,14 +52,16 @@ std::optional<Refusal> Batcher::State::admit(Call& call, double now) const {
   return refusal;
 }
 
-// How long until the first lane is done with what it runs; 0 when one is free, or nothing is known.
-double Batcher::State::seconds_until_free(double now) const {
-  if (running.size() < num_lanes) return 0;
-  double seconds = kNever;
-  for (const Batch* batch : running) {
-    seconds = std::min(seconds, batch->taken_at + pace.run_seconds(batch->rows) - now);
-  }
-  return std::max(seconds, 0.0);
+double Batcher::State::expected_at(const Call& call, double now) {
+  free_at_.clear();
+  for (const Batch* batch : running) free_at_.push_back(std::max(now, batch->taken_at + pace.run_seconds(batch->rows)));
+  free_at_.resize(num_lanes, now);
+  const Progress& progress = call.progress_;
+  return forecast.done_at(waiting.rows_before(progress.part.order), progress.rows, pace, limits.max_batch_rows, free_at_);
+}
+
+void Batcher::State::compare(const Call& call, double done_at) {
+  if (call.progress_.expected_at < kNever) forecast.observe(call.progress_.expected_at, done_at);
 }
 
 void Batcher::State::enqueue(std::shared_ptr<Call> owned, double now) {
@@ -146,7 +148,7 @@ void Batcher::State::closing(const Queue& queue, double now, Reason& reason, dou
   } else {
     reason = Reason::kDelay;
     closes_at = queue.earliest_admission() + limits.max_delay_seconds;
-    const double latest_start = queue.earliest_deadline() - pace.run_seconds(queue.rows);
+    const double latest_start = queue.earliest_deadline() - way_seconds() - pace.sure_seconds(queue.rows);
     if (latest_start < closes_at) {
       reason = Reason::kDeadline;
       closes_at = latest_start;
@@ -163,14 +165,14 @@ struct Batcher::State::Filling {
   std::vector<Part*> late;  // what cannot be in time, as far as one can tell
   std::int64_t rows = 0;
   std::size_t nbytes = 0;
-  double deadline = kNever;  // the earliest of the parts'
+  double due = kNever;  // the earliest of the parts'
   Reason reason = Reason::kIdle;
 
-  void add(Part* part) {
+  void add(Part* part, double due_at) {
     parts.push_back(part);
     rows += part->rows;
     nbytes += part->nbytes;
-    deadline = std::min(deadline, part->call->deadline);
+    due = std::min(due, due_at);
   }
 };
 
@@ -180,7 +182,7 @@ std::unique_ptr<Batch> Batcher::State::fill(const Candidate& candidate, double n
   filling.reason = candidate.reason;
   fill_from(*candidate.queue, now, filling, endings);
   if (filling.parts.empty() && !filling.late.empty()) {
-    filling.add(filling.late.front());  // a mere prediction never leaves a lane idle
+    filling.add(filling.late.front(), kNever);  // a mere prediction never leaves a lane idle
     filling.late.erase(filling.late.begin());
   }
   for (Part* part : filling.late) {
@@ -214,10 +216,11 @@ std::unique_ptr<Batch> Batcher::State::fill(const Candidate& candidate, double n
 }
 
 void Batcher::State::fill_from(Queue& queue, double now, Filling& filling, Endings& endings) {
-  const double full_run = pace.run_seconds(limits.max_batch_rows);
+  const double full_run = pace.sure_seconds(limits.max_batch_rows);
   while (waiting.rows() > 0 && !queue.is_empty()) {
     Part* const part = queue.first();
     if (!filling.parts.empty() && !fits(filling.rows + part->rows, filling.nbytes + part->nbytes)) {
+      forecast.crowded(filling.rows);
       filling.reason = Reason::kFull;
       return;
     }
@@ -226,21 +229,25 @@ void Batcher::State::fill_from(Queue& queue, double now, Filling& filling, Endin
       expire(*part->call, now, endings);
       continue;
     }
-    const double done_at = now + pace.run_seconds(filling.rows + part->rows);
+    const double due = due_at(*part->call);
+    const double done_at = now + pace.sure_seconds(filling.rows + part->rows);
     // While more waits than one batch takes, whoever would make it a small one gives way (Nexus, SOSP 2019, section 6.3:
     // serving the most urgent first, however few fit beside it, costs everybody behind it).
     const bool is_crowded = filling.parts.empty() && is_batchable && queue.rows > limits.max_batch_rows;
-    const bool is_late = now + pace.run_seconds(part->rows) > deadline || (is_crowded && now + full_run > deadline);
-    if (!is_late && !filling.parts.empty() && done_at > std::min(filling.deadline, deadline)) {
+    const double done_alone_at = now + pace.sure_seconds(part->rows);
+    const bool is_late = done_alone_at > due || (is_crowded && now + full_run > due);
+    if (!is_late && !filling.parts.empty() && done_at > std::min(filling.due, due)) {
+      forecast.crowded(filling.rows);
       filling.reason = Reason::kDeadline;
       return;
     }
     waiting.remove(*part);
     part->stage = Stage::kRunning;
     if (is_late) {
+      compare(*part->call, done_alone_at);
       filling.late.push_back(part);
     } else {
-      filling.add(part);
+      filling.add(part, due);
     }
   }
 }
@@ -324,6 +331,7 @@ void Batcher::State::finish(Part& part, bool was_taken, const Batch& batch, cons
   if (--progress.parts_left > 0) return;
   progress.is_over = true;
   --num_in_flight;
+  compare(*part.call, now);
   progress.timing.queue_seconds = progress.started_at - progress.admitted_at;
   progress.timing.finished_at = timing.finished_at;
   const Timing& done = progress.timing;

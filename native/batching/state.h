@@ -13,8 +13,10 @@
 
 #include "batching/batcher.h"
 #include "batching/endings.h"
+#include "batching/forecast.h"
 #include "batching/pace.h"
 #include "batching/waiting_room.h"
+#include "batching/way.h"
 
 namespace headrace::batching {
 
@@ -38,6 +40,7 @@ struct Batcher::State {
   std::deque<Part*> again;
   std::unordered_set<Batch*> running;
   Pace pace;
+  Forecast forecast;
   Group scratch;  // the group of the call that is being admitted
   std::uint64_t num_arrivals = 0;
   std::int64_t num_in_flight = 0;
@@ -46,11 +49,12 @@ struct Batcher::State {
   std::shared_ptr<const void> closed_by;
   std::string closed_outcome;
   std::vector<std::function<void()>> idle_acts;
+  Way way_back;  // not guarded
   // What it has cost its lanes so far, in the seconds of the group's virtual time.
   double virtual_time = 0;
 
   // Admission.  Why a call may not wait, if it may not.
-  std::optional<Refusal> admit(Call& call, double now) const;
+  std::optional<Refusal> admit(Call& call, double now);
   void enqueue(std::shared_ptr<Call> call, double now);
 
   // Dispatch.  What can be run at `now`; else `wakes_at` becomes the time to look again, if that is earlier.
@@ -73,11 +77,21 @@ struct Batcher::State {
  private:
   struct Filling;
 
-  double seconds_until_free(double now) const;
+  // When a call is done that comes now, by what is known.
+  double expected_at(const Call& call, double now);
+  // A call with an expectation is done, or would be.
+  void compare(const Call& call, double done_at);
+  // A deadline is the caller's: what his message has lost on its way here is not seen, and taken to be as much as the
+  // answer loses on its way back.
+  double way_seconds() const { return 2 * way_back.seconds(); }
+  // When an answer must have been computed to be in time.
+  double due_at(const Call& call) const { return call.deadline - way_seconds(); }
   std::int64_t slice_rows(const Call& call, std::int64_t rows) const;
   void closing(const Queue& queue, double now, Reason& reason, double& closes_at) const;
   bool fits(std::int64_t rows, std::size_t nbytes) const;
   std::unique_ptr<Batch> run_again(double now);
+  std::vector<double> free_at_;  // scratch
+
   void fill_from(Queue& queue, double now, Filling& filling, Endings& endings);
 };
 

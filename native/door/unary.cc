@@ -38,6 +38,7 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
 
   void respond(plane::Block response) noexcept override {
     response_ = message_of(std::move(response));
+    is_answered_ = true;
     caller_.AddTrailingMetadata(kRequestId, std::string(exchange_->request_id()));
     Finish(grpc::Status::OK);
   }
@@ -65,7 +66,13 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
     if (passing_) passing_->cancel();
   }
 
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    if (is_answered_) exchange_->sent();
+    delete this;
+  }
+
+  // Neither of the two waits for anything: without this each call costs the wake of a thread of gRPC's executor.
+  bool InternalInlineable() override { return true; }
 
  private:
   class Passing final : public grpc::ClientUnaryReactor {
@@ -98,6 +105,7 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
   const grpc::ByteBuffer& request_;
   grpc::ByteBuffer& response_;
   const std::shared_ptr<plane::Exchange> exchange_;
+  bool is_answered_ = false;  // set before `Finish`, read after what that leads to
   std::mutex cancelling_;
   bool is_cancelled_ = false;
   std::optional<Passing> passing_;

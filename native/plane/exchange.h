@@ -57,6 +57,8 @@ class Exchange {
   virtual void start(Bytes request) noexcept = 0;
   // The caller has gone, or the deadline is over.  The responder is still told of the end: by `fail`, if by nothing else.
   virtual void cancel() noexcept = 0;
+  // The network has what was responded.
+  virtual void sent() noexcept = 0;
   // Belongs into the trailing metadata of what the plane answers, under x-request-id.
   virtual std::string_view request_id() const noexcept = 0;
 };

@@ -15,6 +15,7 @@ class PredictionExchange final : public Exchange, public Prediction {
 
   void start(Bytes request) noexcept override;
   void cancel() noexcept override { leave(); }
+  void sent() noexcept override { was_sent(); }
   std::string_view request_id() const noexcept override { return record_.request_id(); }
 
  private:
@@ -35,6 +36,7 @@ class QuestionExchange final : public Exchange {
 
   void start(Bytes request) noexcept override;
   void cancel() noexcept override {}
+  void sent() noexcept override {}
   std::string_view request_id() const noexcept override { return record_.request_id(); }
 
  private:

@@ -37,7 +37,7 @@ std::optional<PassReason> Prediction::begin(const Context& context, Form form, B
   if (question_.timeout_seconds) {
     deadline = std::min(deadline, batching::steady_seconds() + *question_.timeout_seconds);
   }
-  const std::optional<batching::Refusal> refusal = served.batcher->submit(shared_from_this());
+  const std::optional<batching::Refusal> refusal = served.batcher->submit(shared_from_this(), true);
   if (!refusal) {
     is_admitted_ = true;
     if (wants_to_leave_) settle_departure();
@@ -51,6 +51,10 @@ std::optional<PassReason> Prediction::begin(const Context& context, Form form, B
 void Prediction::leave() {
   wants_to_leave_ = true;
   if (is_admitted_) settle_departure();
+}
+
+void Prediction::was_sent() const {
+  route_->version->batcher->sent(batching::steady_seconds() - timing_.finished_at);
 }
 
 void Prediction::settle_departure() {

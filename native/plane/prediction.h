@@ -29,6 +29,9 @@ class Prediction : public batching::Call, public std::enable_shared_from_this<Pr
   // The caller has gone: it ends with `left`, unless it ends otherwise just now.  Only after `begin` was called.
   void leave();
 
+  // The network has the answer.
+  void was_sent() const;
+
   const Version* version() const { return route_ ? route_->version.get() : nullptr; }
   const batching::Timing& timing() const { return timing_; }
   // Of ModelInfer; lies in the message.

@@ -30,6 +30,7 @@ inline Block block_of(const std::string& text) {
 class ScriptedPlane final : public Plane {
  public:
   std::atomic<int> num_cancelled{0};
+  std::atomic<int> num_sent{0};
   std::atomic<double> last_deadline{0};
 
   std::shared_ptr<Exchange> open(Method, const CallInfo& info, Responder& responder) override {
@@ -61,6 +62,7 @@ class ScriptedPlane final : public Plane {
       ++plane_.num_cancelled;
       end([&] { responder_.fail({1, "left", ""}); });
     }
+    void sent() noexcept override { ++plane_.num_sent; }
     std::string_view request_id() const noexcept override { return request_id_; }
 
    private:
