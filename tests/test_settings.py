@@ -42,6 +42,49 @@ def test_later_sources_win_and_everything_says_where_it_came_from(tmp_path: Path
     assert sources["training.keep_log_lines"] == "default"
 
 
+SINKS = """
+[[training.sinks]]
+kind = "mlflow"
+options = { url = "http://me:secret@there:5000" }
+
+[[training.sinks]]
+kind = "mlflow"
+name = "other"
+"""
+
+
+def test_sinks_are_a_list_of_tables_and_their_passwords_are_not_shown(tmp_path: Path) -> None:
+    loaded = from_text(tmp_path, SINKS)
+
+    sinks = loaded.settings.training.sinks
+    assert [(sink.kind, sink.name) for sink in sinks] == [("mlflow", "mlflow"), ("mlflow", "other")]
+    (shown,) = [setting for setting in loaded.explain() if setting.key == "training.sinks"]
+    assert "secret" not in str(shown.value)
+    assert "there:5000" in str(shown.value)
+
+
+def test_sinks_are_json_where_there_is_only_text() -> None:
+    text = '[{"kind": "tensorboard", "options": {"folder": "runs"}}]'
+
+    for loaded in (load(None, {"HEADRACE_TRAINING__SINKS": text}), load(None, NOTHING, {"training.sinks": text})):
+        (sink,) = loaded.settings.training.sinks
+        assert (sink.kind, sink.options) == ("tensorboard", {"folder": "runs"})
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[{", "is not JSON"),
+        ('[{"kind": ""}]', r"training.sinks.0.kind"),
+        ('[{"kind": "a"}, {"kind": "a"}]', "the same name"),
+        ('[{"kind": "a", "colour": 1}]', r"unknown setting training.sinks.0.colour \(from command line\)"),
+    ],
+)
+def test_sinks_that_are_wrong_are_told_by_their_place(text: str, problem: str) -> None:
+    with pytest.raises(CannotStart, match=problem):
+        load(None, NOTHING, {"training.sinks": text})
+
+
 def write(tmp_path: Path, text: str) -> Path:
     (tmp_path / "headrace.toml").write_text(text)
     return tmp_path / "headrace.toml"

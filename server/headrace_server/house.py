@@ -48,6 +48,7 @@ from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
 from headrace_server.training.desk import TrainingDesk
 from headrace_server.training.live_jobs import LiveJobs
+from headrace_server.training.sinks.catalogue import prepare_sinks
 
 if TYPE_CHECKING:
     from headrace_server.rpc.tracing import Tracing
@@ -198,6 +199,7 @@ class House:
         launcher = ProcessLauncher(warmth=self._warmth(folder.work))
         rooms.push_async_callback(launcher.close)
         families = Families()
+        sinks = await asyncio.to_thread(prepare_sinks, settings.training.sinks)
         self._desk = TrainingDesk(
             database,
             catalog,
@@ -211,6 +213,7 @@ class House:
             workspaces=folder.work,
             store_root=folder.store,
             gate=gate_file,
+            sinks=sinks,
             quiet_seconds=settings.server.heartbeat_seconds,
             devices=lambda: devices,
             memory=self._engine,

@@ -4,6 +4,7 @@ Later sources win: defaults, then a TOML file, then the environment (`HEADRACE_T
 command line (`--set training.queue_limit=10`).  An unknown key in any of them is an error that names it.
 """
 
+import json
 import os
 import re
 import tomllib
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headrace_server.errors import CannotStart
 
@@ -71,6 +72,24 @@ class DatabaseSettings(_Section):
     url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder.")
 
 
+class SinkSettings(_Section):
+    """One place outside the house that keeps the figures of trainings too."""
+
+    kind: str = Field(min_length=1, description="mlflow, tensorboard, or one of an installed package.")
+    name: str = Field("", max_length=63, description="What it is called here; its kind when empty.")
+    options: dict[str, Any] = Field({}, description="As its kind has them; see docs/training.md.")
+    period_seconds: float = Field(1, ge=0, le=3600, description="What comes within so long is told together.")
+    batch_entries: int = Field(500, ge=1, le=10_000, description="Most entries that are told together.")
+    deadline_seconds: float = Field(30, gt=0, le=3600, description="How long one call may take.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_its_kind(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.get("name"):
+            return {**given, "name": given.get("kind", "")}
+        return given
+
+
 class TrainingSettings(_Section):
     """Jobs and their workers."""
 
@@ -100,6 +119,17 @@ class TrainingSettings(_Section):
     detached_seconds: float = Field(600, gt=0, description="How long a worker trains on with no server to report to.")
     keep_events: int = Field(100_000, ge=100, description="Events kept of each job; the oldest go first.")
     keep_log_lines: int = Field(20_000, ge=100, description="Log lines kept of each job; the oldest go first.")
+    sinks: tuple[SinkSettings, ...] = Field(
+        (), description="Trackers of experiments that follow all trainings: MLflow, TensorBoard."
+    )
+
+    @field_validator("sinks")
+    @classmethod
+    def _names_differ(cls, sinks: tuple[SinkSettings, ...]) -> tuple[SinkSettings, ...]:
+        names = [sink.name for sink in sinks]
+        if len({*names}) < len(names):
+            raise ValueError("two sinks have the same name: give them different ones")
+        return sinks
 
 
 class DatasetSettings(_Section):
@@ -206,7 +236,7 @@ class Loaded:
     def explain(self) -> list[Setting]:
         """Every setting in the order of the tree, without passwords."""
         return [
-            Setting(key, _without_password(value), self.sources.get(key, "default"), description)
+            Setting(key, _shown(value), self.sources.get(key, "default"), description)
             for key, value, description in _leaves(self.settings)
         ]
 
@@ -269,12 +299,21 @@ def _place(tree: dict[str, Any], sources: dict[str, str], key: str, value: Any, 
 
 
 def _parse(key: str, text: str) -> Any:
-    """Read a list of folders, separated as in PATH, or a table `name=path,…` from text; pydantic reads the rest."""
+    """Read what is no single value from text: folders separated as in PATH, a table `name=path,…`, JSON."""
     if key == "models.serve":
         return _parse_pairs(text)
     if key == "datasets.roots":
         return [part for part in text.split(os.pathsep) if part]
+    if key == "training.sinks":
+        return _parse_json(key, text)
     return text
+
+
+def _parse_json(key: str, text: str) -> Any:
+    try:
+        return json.loads(text) if text.strip() else []
+    except ValueError as error:
+        raise CannotStart(f"{key}: {text[:200]!r} is not JSON: {error}") from error
 
 
 def _parse_pairs(text: str) -> dict[str, str]:
@@ -287,6 +326,17 @@ def _parse_pairs(text: str) -> dict[str, str]:
             raise CannotStart(f"models.serve: {name!r} is given twice")
         pairs[name] = path
     return pairs
+
+
+def _shown(value: Any) -> Any:
+    """A value for people: without passwords, and tables as plain ones."""
+    if isinstance(value, BaseModel):
+        return _shown(value.model_dump(mode="json"))
+    if isinstance(value, dict):
+        return {key: _shown(one) for key, one in value.items()}
+    if isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value):
+        return [_shown(one) for one in value]
+    return _without_password(value)
 
 
 def _without_password(value: Any) -> Any:
@@ -308,7 +358,7 @@ def _describe(error: ValidationError, sources: Mapping[str, str]) -> str:
         key = ".".join(str(part) for part in problem["loc"])
         about = {known: source for known, source in sources.items() if _is_about(key, known)}
         if problem["type"] == "extra_forbidden":
-            lines += [f"unknown setting {known} (from {source})" for known, source in about.items()]
+            lines += [f"unknown setting {max(key, known, key=len)} (from {source})" for known, source in about.items()]
         else:
             lines.append(f"{key} = {problem['input']!r} (from {', '.join(about.values())}): {problem['msg']}")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from tests.doubles.server_process import running
 
 GUIDE = ROOT / "docs" / "guide.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
+TRAINING = ROOT / "docs" / "training.md"
 CLIENT = ROOT / "clients" / "python" / "README.md"
 BIN = Path(sys.executable).parent
 PORT = "50051"  # what the documents say
@@ -39,7 +40,7 @@ def test_every_command_is_one_that_a_test_runs_or_the_menu_has(document: Path) -
 
 def _is_covered(command: Command) -> bool:
     words = shlex.split(command.text)
-    if command.document in (GUIDE, OPERATIONS):
+    if command.document in (GUIDE, OPERATIONS, TRAINING):
         return True  # every command of these is run below
     if command.document == CLIENT:
         return True  # and of this one in tests/clients/test_readme.py
@@ -84,6 +85,26 @@ async def test_the_commands_for_operators_work(tmp_path: Path) -> None:
                 assert await server.ended() == 0, server.report()
         else:
             await _run(command.text, tmp_path, {})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_trainings_are_followed_by_trackers_and_compared_as_the_document_says(tmp_path: Path) -> None:
+    _write_what_the_guide_starts_from(tmp_path)
+    serve, *others = sorted(commands(TRAINING), key=lambda command: not command.text.startswith("headrace-server"))
+    # The chapter on comparing stands before the one whose jobs it compares.
+    others.sort(key=lambda command: command.text.startswith(("headrace jobs", "headrace models")))
+    arguments = [word.replace("runs", f"{tmp_path}/runs") for word in shlex.split(serve.text)[2:]]
+
+    async with running(tmp_path / "data", *arguments) as (server, _callers):
+        port = (await server.logged("house.open"))["port"]
+        for command in others:
+            await _run(command.text, tmp_path, {"HEADRACE_SERVER": f"127.0.0.1:{port}"})
+        server.process.terminate()
+        assert await server.ended() == 0, server.report()
+
+    runs = [run.name.partition("-")[0] for run in (tmp_path / "runs").iterdir()]
+    assert sorted(runs) == ["narrow", "wide"]
 
 
 async def _run(text: str, folder: Path, environment: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """A training desk whose jobs do what a test says."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -10,6 +10,7 @@ from headrace_server.names import JobName
 from headrace_server.pages import Page, PageRequest
 from headrace_server.trainers.recipe import Recipe
 from headrace_server.trainers.reports import StepCompleted
+from headrace_server.training.comparison import Compared, Comparison, Difference, Tally
 from headrace_server.training.draft import StartRequest
 from headrace_server.training.events import Event, Happening, LogEntry, LogLine, LogSource
 from headrace_server.training.job import Job
@@ -95,6 +96,11 @@ class JobDesk:
         """All jobs by id."""
         jobs = [job for key, job in sorted(self.jobs.items()) if page.after is None or key > page.after]
         return page.page(jobs, [job.id for job in jobs])
+
+    async def compare(self, names: Sequence[JobName]) -> Comparison:
+        """Jobs that waited two seconds and ran for three, of one difference."""
+        jobs = [Compared(await self.get(name), Tally(), 2.0, 3.0) for name in names]
+        return Comparison(tuple(jobs), (Difference("recipe.seed", tuple(str(n) for n, _ in enumerate(names))),), ())
 
     async def cancel(self, name: JobName, *, kill: bool, reason: str) -> Job:
         """Remember it."""

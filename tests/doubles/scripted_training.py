@@ -198,6 +198,25 @@ class ScriptedTraining(TrainingServiceServicer):
         self.deleted.append(request.name)
         return pb.DeleteTrainingJobResponse()
 
+    async def CompareTrainingJobs(
+        self, request: pb.CompareTrainingJobsRequest, context: Any
+    ) -> pb.CompareTrainingJobsResponse:
+        await self._maybe_refuse(context)
+        compared = [
+            pb.ComparedJob(
+                name=name,
+                state=State.STATE_SUCCEEDED,
+                latest_step=jobs.StepCompleted(step=100 * number, loss=1 / number, samples_per_second=1000.0),
+                latest_evaluation=events.EvaluationCompleted(step=100 * number, metrics={"accuracy": 0.9}),
+                best_evaluation=events.EvaluationCompleted(step=50, metrics={"accuracy": 0.95}),
+                num_workers=number,
+            )
+            for number, name in enumerate(request.names, 1)
+        ]
+        seed = pb.Difference(path="recipe.seed", values=[str(number) for number, _ in enumerate(request.names, 1)])
+        torch = pb.Difference(path="environment.torch", values=["2.13.0" for _ in request.names[1:]] + [""])
+        return pb.CompareTrainingJobsResponse(jobs=compared, spec_differences=[seed], lineage_differences=[torch])
+
     async def ListTrainers(self, request: pb.ListTrainersRequest, context: Any) -> pb.ListTrainersResponse:
         trainer = pb.Trainer(name="tabular", title="A network over columns", dataset_formats=["CSV", "PARQUET"])
         trainer.parameters_schema.update({"properties": {"target": {"type": "string"}}, "required": ["target"]})

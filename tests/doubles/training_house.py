@@ -14,7 +14,7 @@ from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.devices import Devices
 from headrace_server.models.registry import Registry
 from headrace_server.names import JobName
-from headrace_server.settings import DatasetSettings, ModelSettings, TrainingSettings
+from headrace_server.settings import DatasetSettings, ModelSettings, SinkSettings, TrainingSettings
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.catalogue import Families
@@ -23,6 +23,8 @@ from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.events import Event
 from headrace_server.training.job import Job
 from headrace_server.training.memory_room import Memory
+from headrace_server.training.sinks.sink import SinkKind
+from headrace_server.training.sinks.thread import SinkThread
 from headrace_server.training.states import JobState
 from tests.doubles.mortal_database import MortalDatabase
 from tests.doubles.scripted_workers import Script, ScriptedLauncher, finish
@@ -48,9 +50,16 @@ class TrainingHouse:
     desk: TrainingDesk
     metrics: Metrics
 
-    def __init__(self, folder: Path, script: Script = finish, settings: TrainingSettings = IMPATIENT) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        script: Script = finish,
+        settings: TrainingSettings = IMPATIENT,
+        kinds: Sequence[SinkKind] = (),
+    ) -> None:
         self.folder = folder
         self.settings = settings
+        self.kinds = {kind.name: kind for kind in kinds}
         self.store = LocalBlobStore(folder / "store")
         self.launcher = ScriptedLauncher(self.store, script)
         self.devices = Devices(num_cores=2, memory_bytes=1 << 34, num_gpus=0, no_gpu_reason="a test")
@@ -78,6 +87,7 @@ class TrainingHouse:
             Families(built_in=(SKETCH,), plugins=()),
             self.settings,
             self.metrics,
+            sinks=[(one, self._sink(one)) for one in self.settings.sinks],
             worker_address="unix:/nowhere",
             workspaces=self.folder / "workspaces",
             store_root=self.folder / "store",
@@ -134,7 +144,7 @@ class TrainingHouse:
 
     async def cleared(self, job: Job) -> None:
         """Wait until no process of a job that lost its worker is left, and its supervisor knows."""
-        await until(lambda: self.desk._supervisors[job.id].is_clear)
+        await until(lambda: self.desk._turns._supervisors[job.id].is_clear)
 
     async def reached(self, job: Job, state: JobState, after: int = 0) -> Event:
         """The event with which the job reaches a state after a sequence."""
@@ -149,6 +159,10 @@ class TrainingHouse:
             if event is not None and event.happening.kind == kind:
                 return event
         raise AssertionError(f"{job.id} ended without {kind}")
+
+    def _sink(self, settings: SinkSettings) -> SinkThread:
+        kind = self.kinds[settings.kind]
+        return SinkThread(settings.name, lambda: kind.open(kind.options.model_validate(settings.options)))
 
     async def _open_database(self) -> None:
         database = await Database.open(f"sqlite+aiosqlite:///{self.folder / 'headrace.db'}")
@@ -169,10 +183,10 @@ def name(job: str) -> JobName:
 
 @asynccontextmanager
 async def training_house(
-    folder: Path, script: Script = finish, settings: TrainingSettings = IMPATIENT
+    folder: Path, script: Script = finish, settings: TrainingSettings = IMPATIENT, kinds: Sequence[SinkKind] = ()
 ) -> AsyncIterator[TrainingHouse]:
-    """A house that is open inside the block."""
-    house = TrainingHouse(folder, script, settings)
+    """A house that is open inside the block; `kinds` are those that `settings.sinks` names."""
+    house = TrainingHouse(folder, script, settings, kinds)
     await house.build()
     try:
         yield house

@@ -132,3 +132,25 @@ async def test_one_job_is_shown() -> None:
         shown = await door.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j1"))
 
         assert shown.job.spec.tabular.target == "y"
+
+
+async def test_jobs_are_put_side_by_side() -> None:
+    async with open_door(JobDesk(a_job("j1"), a_job("j2"))) as door:
+        found = await door.training.CompareTrainingJobs(
+            pb.CompareTrainingJobsRequest(names=["trainingJobs/j2", "trainingJobs/j1"])
+        )
+
+        assert [job.name for job in found.jobs] == ["trainingJobs/j2", "trainingJobs/j1"]
+        assert found.jobs[0].queued.ToTimedelta().total_seconds() == 2.0
+        assert not found.jobs[0].HasField("latest_evaluation")
+        assert [(one.path, [*one.values]) for one in found.spec_differences] == [("recipe.seed", ["0", "1"])]
+
+
+async def test_a_job_that_is_not_there_cannot_be_compared() -> None:
+    async with open_door(JobDesk(a_job("j1"))) as door:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.training.CompareTrainingJobs(
+                pb.CompareTrainingJobsRequest(names=["trainingJobs/j1", "trainingJobs/nobody"])
+            )
+
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND

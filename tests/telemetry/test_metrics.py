@@ -6,9 +6,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headrace_server.telemetry.metrics import JOB_SECONDS, LATENCY_SECONDS, ROWS, Metrics
 
-# Ids, names that callers make up, and free text would make as many series as there are callers.
+# Ids, names that callers make up, and free text would make as many series as there are callers.  Names of sinks are the
+# operator's, in the settings.
 ALLOWED_LABELS = {"method", "code", "model", "version", "outcome", "reason", "backend", "framework", "status", "cause",
-                  "stream", "kind", "operation"}  # fmt: skip
+                  "stream", "kind", "operation", "sink"}  # fmt: skip
 
 
 def all_metrics(metrics: Metrics) -> dict[str, MetricWrapperBase]:

@@ -249,6 +249,7 @@ class BlockingClient(_Blocking[Client]):
 
     get_training_job = _waiting(Client.get_training_job)
     list_training_jobs = _waiting(Client.list_training_jobs)
+    compare_training_jobs = _waiting(Client.compare_training_jobs)
     list_trainers = _waiting(Client.list_trainers)
     predict = _waiting(Client.predict)
     model_status = _waiting(Client.model_status)

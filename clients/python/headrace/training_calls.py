@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 from headrace.names import job_name
@@ -12,6 +12,8 @@ from headrace.run import TrainingRun
 from headrace.spec import SpecKeywords, training_spec
 from headrace.training.v1.training_job_pb2 import TrainingJob
 from headrace.training.v1.training_service_pb2 import (
+    CompareTrainingJobsRequest,
+    CompareTrainingJobsResponse,
     GetTrainingJobRequest,
     ListTrainersRequest,
     ListTrainingJobsRequest,
@@ -76,6 +78,14 @@ class TrainingCalls:
             return Page(answer.jobs, answer.next_page_token)
 
         return await collect(page, limit)
+
+    async def compare_training_jobs(self, jobs: Sequence[str]) -> CompareTrainingJobsResponse:
+        """Two to twenty jobs side by side, by id or full name: how they differ, how good they are, what they took.
+
+        Raises JobNotFound, InvalidSpec.
+        """
+        request = CompareTrainingJobsRequest(names=map(job_name, jobs))
+        return await self._wire.call_once(self._wire.training.CompareTrainingJobs, request)
 
     async def list_trainers(self, *, limit: int | None = None) -> list[TrainerDescription]:
         """What can be trained, with the JSON Schema of each trainer's parameters."""

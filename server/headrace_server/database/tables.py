@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     ForeignKey,
@@ -97,6 +98,18 @@ journal_entries = Table(
     Column("time", UtcDateTime, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("body", Text, nullable=False),
+)
+
+# How far each sink (a tracker of experiments) has come with the events of each job.
+sink_cursors = Table(
+    "sink_cursors",
+    metadata,
+    Column("sink", String(63), primary_key=True),
+    Column("job", String(63), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    # Whether the job is over and the sink has all of it.
+    Column("is_complete", Boolean, nullable=False),
+    Index("ix_sink_cursors_sink_is_complete", "sink", "is_complete"),
 )
 
 datasets = Table(

@@ -16,6 +16,7 @@ from headrace_server.models.version import Artifact, ArtifactFormat, Model, Mode
 from headrace_server.names import JobName, ModelName
 from headrace_server.pages import Page, PageRequest
 from headrace_server.tensors import Tensors
+from headrace_server.training.comparison import Comparison
 from headrace_server.training.draft import StartRequest
 from headrace_server.training.events import Event, LogEntry
 from headrace_server.training.job import Job
@@ -175,6 +176,10 @@ class DeskPort(Protocol):
 
     async def list(self, page: PageRequest, filter: str) -> Page[Job]:  # noqa: A002 - the contract's word
         """A page of jobs, newest first."""
+        ...
+
+    async def compare(self, names: Sequence[JobName]) -> Comparison:
+        """Put jobs side by side."""
         ...
 
     async def cancel(self, name: JobName, *, kill: bool, reason: str) -> Job:

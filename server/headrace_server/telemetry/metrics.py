@@ -109,6 +109,19 @@ class Metrics:
         self.stream_resumes = Counter(
             "headrace_stream_resumes", "Streams that began after a cursor.", ["stream"], registry=registry
         )
+        self.sink_entries = Counter(
+            "headrace_sink_entries",
+            "Entries of histories that sinks are done with: sent, failed (refused for good), dropped (no longer kept).",
+            ["sink", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.sink_failures = Counter(
+            "headrace_sink_failures", "Calls of sinks that failed: unavailable, hangs, refused, raised.",
+            ["sink", "reason"], registry=registry,
+        )  # fmt: skip
+        self.sink_waiting_entries = Gauge(
+            "headrace_sink_waiting_entries", "Entries of histories that a sink has not had.",
+            ["sink"], registry=registry,
+        )  # fmt: skip
 
         # Storage.
         self.stored_bytes = Counter(

@@ -3,8 +3,7 @@
 Everything else of this folder is behind it.  Knows no wire.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from headrace_server.errors import (
     HeadraceError,
     IllegalTransition,
     InvalidSpec,
-    JobNotFound,
     NameTaken,
     Violation,
     WorkerFenced,
@@ -26,11 +24,12 @@ from headrace_server.errors import (
 from headrace_server.launchers.launcher import CannotKill, Launcher
 from headrace_server.names import JobName, is_id, new_job_id
 from headrace_server.pages import Page, PageRequest
-from headrace_server.settings import TrainingSettings
+from headrace_server.settings import SinkSettings, TrainingSettings
 from headrace_server.storage.blob_store import BlobStore
 from headrace_server.telemetry.metrics import Metrics
 from headrace_server.training import verbs
 from headrace_server.training.admission import Admission
+from headrace_server.training.comparison import Comparer, Comparison
 from headrace_server.training.draft import StartRequest
 from headrace_server.training.events import Event, LogEntry
 from headrace_server.training.filter import parse_filter
@@ -42,14 +41,14 @@ from headrace_server.training.leftovers import Leftovers
 from headrace_server.training.means import Means
 from headrace_server.training.memory_room import Memory, MemoryRoom
 from headrace_server.training.owned_tasks import OwnedTasks
-from headrace_server.training.preemption import choose_victims
 from headrace_server.training.publication import Publisher
-from headrace_server.training.queue import JobQueue
 from headrace_server.training.session import WorkerHello, WorkerSession
+from headrace_server.training.sinks.following import Following
+from headrace_server.training.sinks.thread import SinkThread
 from headrace_server.training.spec import TrainingSpec
 from headrace_server.training.start_points import StartPoints
 from headrace_server.training.states import JobState
-from headrace_server.training.supervisor import Supervisor
+from headrace_server.training.turns import Turns
 from headrace_server.training.verbs import Verb
 from headrace_server.training.watch import Order
 from headrace_server.training.workers import Workers, profile_prefix
@@ -79,6 +78,7 @@ class TrainingDesk:
         store_root: Path,
         quiet_seconds: float,
         gate: Path | None = None,
+        sinks: Sequence[tuple[SinkSettings, SinkThread]] = (),
         devices: Callable[[], Devices],
         memory: Memory | None = None,
     ) -> None:
@@ -86,29 +86,34 @@ class TrainingDesk:
         after how long with nothing to say a reader gets None (`server.heartbeat_seconds`).
 
         `worker_address` is where agents dial, `workspaces` the folder in which each has one of its own, `store_root`
-        the folder of the store that they share, `gate` the file where those wait that give way to predictions.
+        the folder of the store that they share, `gate` the file where those wait that give way to predictions; `sinks`
+        are told of everything.
         """
-        self._settings = settings
         self._store = store
-        self._metrics = metrics
         self._quiet_seconds = quiet_seconds
-        self._queue = JobQueue(settings.queue_limit)
         self._tasks = OwnedTasks()
         self._journals = Journals(database, metrics)
         self._jobs = JobStore(database, self._journals, settings, metrics)
+        self._comparer = Comparer(self._jobs, models, database)
         self._admission = Admission(families, datasets, StartPoints(models, self._jobs, store), devices)
         self._room = None if memory is None else MemoryRoom(memory, datasets, devices)
         self._workers = Workers(
             launcher, settings, worker_address=worker_address, workspaces=workspaces, store_root=store_root, gate=gate
         )
         self._leftovers = Leftovers(store, models)
-        publisher = Publisher(store, models)
-        self._means = Means(
-            self._jobs, self._workers, publisher, self._leftovers, datasets, settings, metrics, self._tasks
+        means = Means(
+            self._jobs,
+            self._workers,
+            Publisher(store, models),
+            self._leftovers,
+            datasets,
+            settings,
+            metrics,
+            self._tasks,
         )
-        self._supervisors: dict[str, Supervisor] = {}
-        self._turns: set[asyncio.Task[None]] = set()
-        self._is_draining = False
+        self._turns = Turns(means)
+        self._following = Following(sinks, database, metrics)
+        self._journals.listen(self._following.ring)
 
     # Beginning and end.
 
@@ -117,12 +122,8 @@ class TrainingDesk:
 
         Open the door for workers soon afterwards: they have a few leases to come back.
         """
-        for job in await self._jobs.live():
-            if job.state.has_worker:
-                self._supervise(job)
-            elif job.state is not JobState.PAUSED:
-                self._queue.put(job)
-        self._fill_turns()
+        self._turns.open(await self._jobs.live())
+        self._following.open()
         self._tasks.run(self._sweep())
 
     async def drain(self) -> None:
@@ -130,24 +131,16 @@ class TrainingDesk:
 
         Takes at most a little longer than the grace period of a worker.
         """
-        self._is_draining = True
-        suspend = self._settings.on_shutdown == "suspend"
-        for supervisor in self._supervisors.values():
-            supervisor.leave(suspend=suspend)
-        if self._turns:
-            seconds = self._settings.cancel_grace_seconds + 3 * self._settings.lease_seconds
-            _, late = await asyncio.wait(self._turns, timeout=seconds)
-            if late:
-                log.warning("training.drained_late", workers=len(late))
+        await self._turns.drain()
+        await self._following.drain()
         self._journals.drain()
 
     async def close(self) -> None:
         """Stop everything of this process; workers that still run are left alone.  May be called without `drain`."""
-        self._is_draining = True
         self._journals.drain()
-        for supervisor in self._supervisors.values():
-            supervisor.close()
+        self._turns.close()
         await self._tasks.close()
+        await self._following.close()
         await self._jobs.close()
 
     # What callers ask for.
@@ -160,7 +153,7 @@ class TrainingDesk:
         Raises InvalidSpec with every violation, DatasetNotFound, DeviceOutOfMemory with what is missing when the least
         that it takes does not fit, RequestIdReused, NameTaken, QueueFull, Draining.
         """
-        if self._is_draining:
+        if self._turns.are_over:
             raise Draining
         if request.request_id and not request.validate_only:
             known = await self._jobs.find_request(request.request_id, request.body_digest)
@@ -168,11 +161,10 @@ class TrainingDesk:
                 return known
         spec = await self._admission.admit(request)
         if self._room is not None:
-            is_next = len(self._supervisors) < self._settings.max_running_jobs and not len(self._queue)
-            await self._room.check(spec, begins_at_once=is_next)
+            await self._room.check(spec, begins_at_once=self._turns.has_free_place)
         if request.validate_only:
             return await self._rehearse(request, spec)
-        with self._queue.reserve():
+        with self._turns.reserve():
             return await self._tasks.finish(self._create(request, spec))
 
     async def get(self, name: JobName) -> Job:
@@ -182,6 +174,10 @@ class TrainingDesk:
     async def list(self, page: PageRequest, filter: str) -> Page[Job]:  # noqa: A002 - the contract's word
         """A page of jobs, newest first; `filter` as in `filter.py`.  Raises InvalidSpec, InvalidPageToken."""
         return await self._jobs.list(page, parse_filter(filter))
+
+    async def compare(self, names: Sequence[JobName]) -> Comparison:
+        """Put jobs side by side, in the order given.  Raises JobNotFound, InvalidSpec."""
+        return await self._comparer.compare(names)
 
     async def cancel(self, name: JobName, *, kill: bool, reason: str) -> Job:
         """Ask a live job to stop and return it as it is then: CANCELLING, or CANCELLED when it has no worker.
@@ -221,7 +217,7 @@ class TrainingDesk:
         Raises JobNotFound, IllegalTransition unless it is running and its worker is connected.
         """
         job = (await self._jobs.get(name.job)).job
-        supervisor = self._supervisors.get(name.job)
+        supervisor = self._turns.supervisor(name.job)
         if job.state is not JobState.RUNNING or supervisor is None or not supervisor.profile(num_steps):
             raise IllegalTransition(str(name), job.state, "profile")
 
@@ -256,7 +252,7 @@ class TrainingDesk:
 
     async def attach(self, hello: WorkerHello) -> WorkerSession:
         """Connect the agent of a job's newest attempt.  Raises WorkerFenced, JobNotFound, Draining."""
-        if supervisor := self._supervisors.get(hello.job.job):
+        if supervisor := self._turns.supervisor(hello.job.job):
             return await supervisor.attach(hello)
         stored = await self._jobs.get(hello.job.job)
         if stored.job.state.has_worker:
@@ -274,9 +270,8 @@ class TrainingDesk:
                 if request.job_id:
                     raise
                 continue  # two ids of the same second are the same once in four thousand million times
-            if is_new and not self._is_draining:
-                self._queue.put(job)
-                self._fill_turns()
+            if is_new:
+                self._turns.queue(job)
             return job
         raise NameTaken(str(job.name))
 
@@ -288,15 +283,14 @@ class TrainingDesk:
 
     async def _ask(self, name: JobName, change: Verb, order: Order) -> Job:
         """Change a job as a verb says, and pass `order` on to the worker that it may have."""
-        supervisor = self._supervisors.get(name.job)
+        supervisor = self._turns.supervisor(name.job)
         if supervisor is None:
             job = await self._jobs.amend(name.job, lambda it: change(it, is_clear=False))
-            self._queue.remove(job.id)
-            self._metrics.queued_jobs.set(len(self._queue))
+            self._turns.forget(job.id)
             # It may have got its turn meanwhile; and one that waits to be continued may have processes left.
-            supervisor = self._supervisors.get(name.job)
-            if supervisor is None and job.state.has_worker and not self._is_draining:
-                supervisor = self._supervise(job)
+            supervisor = self._turns.supervisor(name.job)
+            if supervisor is None and job.state.has_worker and not self._turns.are_over:
+                supervisor = self._turns.give(job)
         else:
             async with supervisor.deciding:
                 await supervisor.settle()
@@ -308,7 +302,7 @@ class TrainingDesk:
 
     async def _resume(self, name: JobName) -> Job:
         job = await self._jobs.amend(name.job, verbs.resume)
-        self._put_back(job)
+        self._turns.queue(job)
         return job
 
     async def _delete(self, name: JobName) -> None:
@@ -320,72 +314,10 @@ class TrainingDesk:
         await self._leftovers.remove(job)
         await self._jobs.delete(job.id)
 
-    def _put_back(self, job: Job) -> None:
-        """Let a job wait again that has no turn; its supervisor does so otherwise, when it ends."""
-        if not self._is_draining and job.id not in self._supervisors:
-            self._queue.put(job)
-            self._fill_turns()
-
-    def _fill_turns(self) -> None:
-        while not self._is_draining and len(self._supervisors) < self._settings.max_running_jobs:
-            if (job := self._queue.take()) is None:
-                break
-            self._supervise(job)
-        self._metrics.queued_jobs.set(len(self._queue))
-        if self._settings.preemption and not self._is_draining:
-            self._preempt()
-
-    def _preempt(self) -> None:
-        """Have running jobs give way to those of higher priority that wait, where they permit it."""
-        num_free = self._settings.max_running_jobs - len(self._supervisors)
-        waiting = [(str(job.name), job.spec.priority) for job in self._queue.first(self._settings.max_running_jobs)]
-        running = [supervisor.describe() for supervisor in self._supervisors.values()]
-        for victim, by in choose_victims(waiting, running, num_free):
-            supervisor = self._supervisors[victim]
-            supervisor.is_giving_way = True
-            self._metrics.preemptions.inc()
-            self._tasks.run(self._give_way(supervisor, victim, by))
-
-    async def _give_way(self, supervisor: Supervisor, job: str, by: str) -> None:
-        async with supervisor.deciding:
-            await supervisor.settle()
-            after = await self._jobs.amend(job, lambda it: verbs.preempt(it, by, is_clear=supervisor.is_clear))
-        supervisor.stop(Order.GRACEFUL if after.state is JobState.PAUSING else Order.NONE)
-
-    def _supervise(self, job: Job) -> Supervisor:
-        supervisor = Supervisor(job, self._means)
-        self._supervisors[job.id] = supervisor
-        turn = self._tasks.run(self._give_turn(job.id, supervisor))
-        self._turns.add(turn)
-        turn.add_done_callback(self._turns.discard)
-        self._metrics.active_jobs.set(len(self._supervisors))
-        return supervisor
-
-    async def _give_turn(self, job: str, supervisor: Supervisor) -> None:
-        structlog.contextvars.bind_contextvars(job=job)
-        await supervisor.run()
-        if self._is_draining:
-            return  # the supervisor stays, for what its worker may still say
-        self._tasks.run(self._end_turn(job, supervisor))
-
-    async def _end_turn(self, job: str, supervisor: Supervisor) -> None:
-        structlog.contextvars.bind_contextvars(job=job)
-        del self._supervisors[job]
-        self._metrics.active_jobs.set(len(self._supervisors))
-        self._fill_turns()
-        try:
-            after = (await self._jobs.get(job)).job
-        except JobNotFound:
-            return  # it was over, and somebody has deleted it
-        if after.state.is_terminal:
-            await supervisor.clean_up()
-        elif after.state is not JobState.PAUSED:
-            self._put_back(after)
-
     async def _sweep(self) -> None:
         """Finish cleaning up after jobs that were over when an earlier process ended."""
         for job in await self._workers.jobs_with_folders():
-            if job in self._supervisors or not is_id(job):
+            if self._turns.supervisor(job) is not None or not is_id(job):
                 continue
             try:
                 if not await self._jobs.exists(job):

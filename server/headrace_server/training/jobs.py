@@ -28,6 +28,7 @@ from headrace_server.training.job import Job
 from headrace_server.training.journals import Appended, Journals, Stream
 from headrace_server.training.owned_tasks import OwnedTasks
 from headrace_server.training.rows import StoredJob
+from headrace_server.training.sinks import cursors
 
 R = TypeVar("R")
 EntryT = TypeVar("EntryT", Event, LogEntry)
@@ -120,10 +121,11 @@ class JobStore:
         await self._tasks.close()
 
     async def _create(self, job: Job, request_digest: str) -> tuple[Job, bool]:
-        known = await self._database.transact(lambda connection: _create(connection, job, request_digest))
+        sinks = [sink.name for sink in self._settings.sinks]
+        known = await self._database.transact(lambda connection: _create(connection, job, request_digest, sinks))
         if known is not None:
             return known, False
-        self._metrics.journal_appends.labels("events").inc()
+        self._journals.note_new_job()
         log.info("training.job_admitted", job=job.id, trainer=job.spec.trainer, model=job.spec.model)
         return job.model_copy(update={"latest_sequence": 1, "oldest_sequence": 1}), True
 
@@ -188,7 +190,7 @@ def _same_request(request_id: str, digest: str, stored: StoredJob, known_digest:
     return stored.job
 
 
-def _create(connection: Connection, job: Job, request_digest: str) -> Job | None:
+def _create(connection: Connection, job: Job, request_digest: str, sinks: Sequence[str]) -> Job | None:
     """Write a new job with its first event; when its request is known, nothing: returns the job of that request."""
     if job.request_id and (found := rows.fetch_request(connection, job.request_id)):
         return _same_request(job.request_id, request_digest, *found)
@@ -203,4 +205,5 @@ def _create(connection: Connection, job: Job, request_digest: str) -> Job | None
     history.begin(connection, job.id)
     history.append(connection, job.id, [first])
     history.set_bounds(connection, job.id, "events", 1, 1)
+    cursors.begin(connection, job.id, sinks)
     return None

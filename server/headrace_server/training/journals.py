@@ -4,7 +4,7 @@ Also holds the order between committing entries and showing them: both happen un
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -45,6 +45,11 @@ class Journals:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._page_reads = asyncio.Semaphore(MOST_PAGE_READS)
         self._is_draining = False
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called whenever events of any job have become durable."""
+        self._listeners.append(listener)
 
     def lock(self, job: str) -> asyncio.Lock:
         """What is held while entries of a job are committed and then shown."""
@@ -53,8 +58,15 @@ class Journals:
     def publish(self, job: str, stream: Stream, appended: Appended[Any], *, has_ended: bool) -> None:
         """Show readers what is durable by now.  The caller holds the job's lock."""
         self._metrics.journal_appends.labels(stream).inc(len(appended.entries))
+        if stream == "events" and appended.entries:
+            self._tell()
         if journal := self._open.get((job, stream)):
             journal.publish(appended.entries, oldest=appended.oldest, has_ended=has_ended)
+
+    def note_new_job(self) -> None:
+        """A new job and its first event are durable by now; nobody can follow it yet."""
+        self._metrics.journal_appends.labels("events").inc()
+        self._tell()
 
     async def follow_events(self, job: str, after: int, quiet_seconds: float) -> AsyncIterator[Event | None]:
         """As Journal.follow, of a job's events.  Raises JobNotFound."""
@@ -80,6 +92,10 @@ class Journals:
         self._is_draining = True
         for journal in self._open.values():
             journal.drain()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     @asynccontextmanager
     async def _reading(self, job: str, stream: Stream, after: int) -> AsyncIterator[Journal[Any]]:

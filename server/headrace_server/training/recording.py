@@ -5,10 +5,12 @@ Plain functions on an amendment.  Each report counts once, by its number, over h
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import assert_never
 
 import structlog
 
+from headrace_server.telemetry.metrics import Metrics
 from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, StepCompleted, WarningRaised
 from headrace_server.training.amendment import Amendment
 from headrace_server.training.events import CheckpointSaved, LogLine, ProfileRecorded
@@ -44,6 +46,13 @@ def record(amendment: Amendment, attempt: int, reports: Sequence[WorkerReport]) 
     if acknowledged > amendment.attempt.acknowledged:
         amendment.note_worker(acknowledged=acknowledged)
     return acknowledged
+
+
+def observe_lag(reports: Sequence[WorkerReport], metrics: Metrics) -> None:
+    """Measure how long reports took from the worker until they were durable, which they are now."""
+    now = datetime.now(UTC)
+    for report in reports:
+        metrics.progress_lag_seconds.observe(max(0.0, (now - report.time).total_seconds()))
 
 
 def _take(amendment: Amendment, report: WorkerReport) -> None:

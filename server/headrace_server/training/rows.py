@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from headrace_server.database.tables import jobs, journal_entries, journals
+from headrace_server.database.tables import jobs, journal_entries, journals, sink_cursors
 from headrace_server.errors import InvalidPageToken
 from headrace_server.names import DatasetName
 from headrace_server.training.attempt import Attempt
@@ -42,6 +42,12 @@ class StoredJob:
 
     job: Job
     attempt: Attempt
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the worker has left something to register, and still may."""
+        is_wanted = self.job.state.has_worker and self.job.state is not JobState.CANCELLING
+        return is_wanted and bool(self.attempt.manifest_key)
 
 
 def live_states() -> list[str]:
@@ -92,7 +98,7 @@ def store_changes(connection: Connection, stored: StoredJob) -> None:
 
 def remove(connection: Connection, job: str) -> bool:
     """Delete a job with both its histories; whether it was there."""
-    for table in (journal_entries, journals):
+    for table in (journal_entries, journals, sink_cursors):
         connection.execute(delete(table).where(table.c.job == job))
     return connection.execute(delete(jobs).where(jobs.c.id == job)).rowcount > 0
 

@@ -10,7 +10,6 @@ import secrets
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,7 +32,7 @@ from headrace_server.training.conclusion import (
 from headrace_server.training.job import Failure, Job
 from headrace_server.training.means import Means
 from headrace_server.training.preemption import Running
-from headrace_server.training.recording import record
+from headrace_server.training.recording import observe_lag, record
 from headrace_server.training.rows import StoredJob
 from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerReport, WorkerSession
 from headrace_server.training.setbacks import Setbacks
@@ -110,7 +109,7 @@ class Supervisor:
         Returns whether that was so.  The caller holds `deciding`.
         """
         stored = await self._means.jobs.get(self._job)
-        if not _has_result(stored) or (version := await self._means.publisher.find(stored.job)) is None:
+        if not stored.has_result or (version := await self._means.publisher.find(stored.job)) is None:
             return False
         await self._amend(lambda it: conclude_success(it, version.name))
         return True
@@ -176,7 +175,7 @@ class Supervisor:
 
         acknowledged, ended = await self._means.jobs.amend(self._job, take)
         watch.renew()
-        self._observe_lag(reports)
+        observe_lag(reports, self._means.metrics)
         if ended is not None:
             watch.note_end(ended)
         return acknowledged
@@ -291,7 +290,7 @@ class Supervisor:
             if before.job.state.is_terminal:
                 return  # it was settled meanwhile
             match end:
-                case TrainerEnded(outcome=Outcome.FINISHED) if _has_result(before):
+                case TrainerEnded(outcome=Outcome.FINISHED) if before.has_result:
                     after = await self._finish(before)
                 case TrainerEnded():
                     after = await self._amend(lambda it: conclude_end(it, end, is_leaving=self._is_leaving))
@@ -381,11 +380,6 @@ class Supervisor:
             self._watch.stop(self._order)
         self._ring()
 
-    def _observe_lag(self, reports: Sequence[WorkerReport]) -> None:
-        now = datetime.now(UTC)
-        for report in reports:
-            self._means.metrics.progress_lag_seconds.observe(max(0.0, (now - report.time).total_seconds()))
-
     async def _pause(self, seconds: float, bell: asyncio.Event) -> bool:
         """Wait, unless the job is cancelled or the server leaves; returns whether that was so."""
         try:
@@ -398,9 +392,3 @@ class Supervisor:
     def _ring(self) -> None:
         self._bell.set()
         self._bell = asyncio.Event()
-
-
-def _has_result(stored: StoredJob) -> bool:
-    """Whether a worker has left something to register, and still may."""
-    job = stored.job
-    return bool(stored.attempt.manifest_key) and job.state.has_worker and job.state is not JobState.CANCELLING

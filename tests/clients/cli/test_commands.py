@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from datetime import timedelta
@@ -68,6 +69,17 @@ def test_jobs_are_paused_resumed_cancelled_and_deleted_by_name(headrace: Headrac
     assert "trainingJobs/j1 is deleted." in headrace("jobs", "delete", "j1").stdout
     assert parsed(headrace("jobs", "delete", "j1", "--json")) == {"name": "trainingJobs/j1", "deleted": True}
     assert server.training.deleted == ["trainingJobs/j1"] * 2
+
+
+def test_trainings_are_shown_side_by_side(headrace: Headrace) -> None:
+    shown = headrace("jobs", "compare", "j1", "trainingJobs/j2").stdout
+
+    assert re.search(r"steps +100 +200", shown)
+    assert re.search(r"best accuracy +0.95 \(step 50\) +0.95 \(step 50\)", shown)
+    assert re.search(r"recipe.seed +1 +2", shown)
+    assert re.search(r"environment.torch +2.13.0", shown)
+    found = parsed(headrace("jobs", "compare", "j1", "j2", "--json"))
+    assert [job["name"] for job in found["jobs"]] == ["trainingJobs/j1", "trainingJobs/j2"]
 
 
 def test_a_cancelled_training_ends_with_its_own_code(headrace: Headrace, server: ScriptedServer) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from headrace.cli.comparison import compare
 from headrace.cli.live import describe_end, raise_unless_succeeded, show
 from headrace.cli.printing import age, print_json, print_table
 from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, perform
@@ -23,13 +24,15 @@ Job = Annotated[str, typer.Argument(help="The job's id or full name.", show_defa
 Reason = Annotated[str, typer.Option(help="Why, for whoever reads the history.")]
 _STATE_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
 
-jobs = typer.Typer(name="jobs", help="List trainings; pause, resume, cancel or delete one.", rich_markup_mode="rich")
+jobs = typer.Typer(
+    name="jobs", help="List and compare trainings; pause, resume, cancel or delete one.", rich_markup_mode="rich"
+)
 
 
 def add_job_commands(app: typer.Typer) -> None:
     """Add the commands of this file to the program."""
     of_program: tuple[Callable[..., None], ...] = (watch, cancel, logs)
-    of_jobs: tuple[Callable[..., None], ...] = (pause, resume, cancel, delete, profile)
+    of_jobs: tuple[Callable[..., None], ...] = (compare, pause, resume, cancel, delete, profile)
     for command in of_program:
         app.command()(command)
     app.add_typer(jobs)

@@ -16,6 +16,7 @@ from headrace_server.rpc.interceptor import Context
 from headrace_server.rpc.ports import DeskPort
 from headrace_server.rpc.services.frames import Frames
 from headrace_server.rpc.services.thinning import thin
+from headrace_server.rpc.wire.comparison import comparison_to_proto
 from headrace_server.rpc.wire.events import (
     duration_from_proto,
     event_to_proto,
@@ -141,6 +142,12 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         async with closed_after(content) as chunks:
             async for chunk in chunks:
                 yield pb.DownloadProfileResponse(chunk=chunk)
+
+    async def CompareTrainingJobs(
+        self, request: pb.CompareTrainingJobsRequest, context: Context
+    ) -> pb.CompareTrainingJobsResponse:
+        """Put jobs side by side."""
+        return comparison_to_proto(await self._desk.compare([JobName.parse(name) for name in request.names]))
 
     async def ListTrainers(self, request: pb.ListTrainersRequest, context: Context) -> pb.ListTrainersResponse:
         """Return a page of what can be trained."""

@@ -679,6 +679,176 @@ class DownloadProfileResponse(_message.Message):
 Global___DownloadProfileResponse: _TypeAlias = DownloadProfileResponse  # noqa: Y015
 
 @_typing.final
+class CompareTrainingJobsRequest(_message.Message):
+    """Asks to put jobs side by side."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`trainingJobs/{job}`: 2 to 20, each once.  Required."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareTrainingJobsRequest: _TypeAlias = CompareTrainingJobsRequest  # noqa: Y015
+
+@_typing.final
+class CompareTrainingJobsResponse(_message.Message):
+    """Jobs side by side."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    SPEC_DIFFERENCES_FIELD_NUMBER: _builtins.int
+    LINEAGE_DIFFERENCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComparedJob]:
+        """In the order in which they were asked for."""
+
+    @_builtins.property
+    def spec_differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Difference]:
+        """The parts of their specifications that are not the same in all of them, by path."""
+
+    @_builtins.property
+    def lineage_differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Difference]:
+        """What is not the same in the origins of what they became: code, data, weights to begin with, environment.  Of a job
+        that has become nothing, only what its specification says is known.
+        """
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___ComparedJob] | None = ...,
+        spec_differences: _abc.Iterable[Global___Difference] | None = ...,
+        lineage_differences: _abc.Iterable[Global___Difference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "lineage_differences", b"lineage_differences", "spec_differences", b"spec_differences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareTrainingJobsResponse: _TypeAlias = CompareTrainingJobsResponse  # noqa: Y015
+
+@_typing.final
+class ComparedJob(_message.Message):
+    """One of the jobs.  Figures of evaluations are those of its history as far as that is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    LATEST_STEP_FIELD_NUMBER: _builtins.int
+    LATEST_EVALUATION_FIELD_NUMBER: _builtins.int
+    BEST_EVALUATION_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    NUM_WORKERS_FIELD_NUMBER: _builtins.int
+    NUM_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_WARNINGS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`trainingJobs/{job}`."""
+    state: _training_job_pb2.TrainingJob.State.ValueType
+    """Where it is in its life."""
+    model_version: _builtins.str
+    """`models/{model}/versions/{version}`; empty when it has become none."""
+    restarts: _builtins.int
+    """How often a new worker had to continue it."""
+    num_workers: _builtins.int
+    """How many workers it has had, for whatever reason."""
+    num_checkpoints: _builtins.int
+    """How many checkpoints it has saved, and their size together, whether or not they are still kept."""
+    checkpoint_bytes: _builtins.int
+    """See `num_checkpoints`."""
+    num_warnings: _builtins.int
+    """How many warnings its history holds."""
+    @_builtins.property
+    def latest_step(self) -> _training_job_pb2.StepCompleted:
+        """The last step that was reported, with its figures; absent before the first."""
+
+    @_builtins.property
+    def latest_evaluation(self) -> _training_event_pb2.EvaluationCompleted:
+        """Its last evaluation; absent before the first."""
+
+    @_builtins.property
+    def best_evaluation(self) -> _training_event_pb2.EvaluationCompleted:
+        """Its best evaluation; absent before the first."""
+
+    @_builtins.property
+    def queued(self) -> _duration_pb2.Duration:
+        """From its admission to its first worker, or until now."""
+
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """From its first worker to its end, or until now; pauses count.  Absent before its first worker."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: _training_job_pb2.TrainingJob.State.ValueType = ...,
+        model_version: _builtins.str = ...,
+        latest_step: _training_job_pb2.StepCompleted | None = ...,
+        latest_evaluation: _training_event_pb2.EvaluationCompleted | None = ...,
+        best_evaluation: _training_event_pb2.EvaluationCompleted | None = ...,
+        queued: _duration_pb2.Duration | None = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
+        restarts: _builtins.int = ...,
+        num_workers: _builtins.int = ...,
+        num_checkpoints: _builtins.int = ...,
+        checkpoint_bytes: _builtins.int = ...,
+        num_warnings: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_evaluation", b"best_evaluation", "elapsed", b"elapsed", "latest_evaluation", b"latest_evaluation", "latest_step", b"latest_step", "queued", b"queued"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_evaluation", b"best_evaluation", "checkpoint_bytes", b"checkpoint_bytes", "elapsed", b"elapsed", "latest_evaluation", b"latest_evaluation", "latest_step", b"latest_step", "model_version", b"model_version", "name", b"name", "num_checkpoints", b"num_checkpoints", "num_warnings", b"num_warnings", "num_workers", b"num_workers", "queued", b"queued", "restarts", b"restarts", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComparedJob: _TypeAlias = ComparedJob  # noqa: Y015
+
+@_typing.final
+class Difference(_message.Message):
+    """Something that is not the same in all jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """For example "recipe.optimizer.learning_rate"."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What each job has, in the order of jobs: text as it is, anything else as JSON; empty where it has none."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Difference: _TypeAlias = Difference  # noqa: Y015
+
+@_typing.final
 class ListTrainersRequest(_message.Message):
     """Asks what can be trained."""
 

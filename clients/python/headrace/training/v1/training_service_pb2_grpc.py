@@ -90,6 +90,11 @@ class TrainingServiceStub:
                 request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileRequest.SerializeToString,
                 response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileResponse.FromString,
                 _registered_method=True)
+        self.CompareTrainingJobs = channel.unary_unary(
+                '/headrace.training.v1.TrainingService/CompareTrainingJobs',
+                request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CompareTrainingJobsRequest.SerializeToString,
+                response_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CompareTrainingJobsResponse.FromString,
+                _registered_method=True)
         self.ListTrainers = channel.unary_unary(
                 '/headrace.training.v1.TrainingService/ListTrainers',
                 request_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.ListTrainersRequest.SerializeToString,
@@ -193,6 +198,14 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareTrainingJobs(self, request, context):
+        """Puts jobs side by side: what was asked for differently, how far they are and how good, what they took, and what
+        they ran with.  They may be in any state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTrainers(self, request, context):
         """Lists what can be trained, with the JSON Schema of each trainer's parameters.
         """
@@ -257,6 +270,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.DownloadProfile,
                     request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileRequest.FromString,
                     response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileResponse.SerializeToString,
+            ),
+            'CompareTrainingJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareTrainingJobs,
+                    request_deserializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CompareTrainingJobsRequest.FromString,
+                    response_serializer=headrace_dot_training_dot_v1_dot_training__service__pb2.CompareTrainingJobsResponse.SerializeToString,
             ),
             'ListTrainers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTrainers,
@@ -562,6 +580,33 @@ class TrainingService:
             '/headrace.training.v1.TrainingService/DownloadProfile',
             headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileRequest.SerializeToString,
             headrace_dot_training_dot_v1_dot_training__service__pb2.DownloadProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareTrainingJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.training.v1.TrainingService/CompareTrainingJobs',
+            headrace_dot_training_dot_v1_dot_training__service__pb2.CompareTrainingJobsRequest.SerializeToString,
+            headrace_dot_training_dot_v1_dot_training__service__pb2.CompareTrainingJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

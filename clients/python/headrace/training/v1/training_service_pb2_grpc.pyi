@@ -78,6 +78,10 @@ class TrainingServiceStub:
     """
     DownloadProfile: _grpc.UnaryStreamMultiCallable[_training_service_pb2.DownloadProfileRequest, _training_service_pb2.DownloadProfileResponse]
     """Yields a recorded trace: gzipped JSON for Perfetto and chrome://tracing."""
+    CompareTrainingJobs: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CompareTrainingJobsRequest, _training_service_pb2.CompareTrainingJobsResponse]
+    """Puts jobs side by side: what was asked for differently, how far they are and how good, what they took, and what
+    they ran with.  They may be in any state.
+    """
     ListTrainers: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]
     """Lists what can be trained, with the JSON Schema of each trainer's parameters."""
 
@@ -131,6 +135,10 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
     DownloadProfile: _aio.UnaryStreamMultiCallable[_training_service_pb2.DownloadProfileRequest, _training_service_pb2.DownloadProfileResponse]  # type: ignore[assignment]
     """Yields a recorded trace: gzipped JSON for Perfetto and chrome://tracing."""
+    CompareTrainingJobs: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CompareTrainingJobsRequest, _training_service_pb2.CompareTrainingJobsResponse]  # type: ignore[assignment]
+    """Puts jobs side by side: what was asked for differently, how far they are and how good, what they took, and what
+    they ran with.  They may be in any state.
+    """
     ListTrainers: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListTrainersRequest, _training_service_pb2.ListTrainersResponse]  # type: ignore[assignment]
     """Lists what can be trained, with the JSON Schema of each trainer's parameters."""
 
@@ -247,6 +255,16 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_service_pb2.DownloadProfileResponse], _abc.AsyncIterator[_training_service_pb2.DownloadProfileResponse]]:
         """Yields a recorded trace: gzipped JSON for Perfetto and chrome://tracing."""
+
+    @_abc_1.abstractmethod
+    def CompareTrainingJobs(
+        self,
+        request: _training_service_pb2.CompareTrainingJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.CompareTrainingJobsResponse, _abc.Awaitable[_training_service_pb2.CompareTrainingJobsResponse]]:
+        """Puts jobs side by side: what was asked for differently, how far they are and how good, what they took, and what
+        they ran with.  They may be in any state.
+        """
 
     @_abc_1.abstractmethod
     def ListTrainers(
