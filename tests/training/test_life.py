@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from headrace_server.names import DatasetName, ModelName
+from headrace_server.rpc.wire.models import version_to_proto
+from headrace_server.training.checkpoints import CheckpointFile, CheckpointManifest, StoredCheckpoint
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker
@@ -40,6 +42,31 @@ async def test_a_job_goes_from_its_request_to_a_registered_model(tmp_path: Path)
         assert over.best_checkpoint is not None
         assert version.lineage.checkpoint_digest == over.best_checkpoint.digest
         assert version.lineage.spec["trainer"] == "sketch"
+
+
+async def test_a_version_says_what_it_would_take_to_make_it_again(tmp_path: Path) -> None:
+    async with training_house(tmp_path) as house:
+        first = await house.over(await house.start())
+        plain = (await house.registry.resolve(ModelName("flowers"))).lineage
+        manifest = CheckpointManifest(
+            step=3, is_best=True, files=(CheckpointFile(path="weights.safetensors", digest="sha256:w", size_bytes=1),)
+        )
+        stored = StoredCheckpoint.of(f"checkpoints/{first.id}/", manifest)
+        await house.store.put_bytes(stored.manifest_key, manifest.content())
+        assert first.best_checkpoint is not None
+        announced = first.best_checkpoint.model_copy(update={"uri": stored.manifest_key})
+        await house.desk._jobs.amend(first.id, lambda it: it.note_checkpoint(announced))
+
+        recipe = {"seed": 11, "deterministic": True}
+        await house.over(await house.start(start_from=f"{first.name}@best", recipe=recipe))
+        second = (await house.registry.resolve(ModelName("flowers"))).lineage
+
+        assert (plain.seed, plain.deterministic, plain.start_from) == (first.spec.recipe.seed, False, "")
+        assert (second.seed, second.deterministic) == (11, True)
+        assert (second.start_from, second.start_from_digest) == (f"{first.name}@best", "sha256:w")
+        message = version_to_proto(await house.registry.resolve(ModelName("flowers"))).lineage
+        assert (message.seed, message.deterministic) == (11, True)
+        assert (message.start_from, message.start_from_digest) == (f"{first.name}@best", "sha256:w")
 
 
 async def test_the_log_is_followed_to_its_end(tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ class Lineage(BaseModel):
     environment: dict[str, str] = {}
     spec: dict[str, Any] = {}
     parity: dict[str, Parity] = {}
+    seed: int | None = None
+    deterministic: bool = False
+    start_from: str = ""
+    """Whose weights the training began with: a version, or a job with "@latest" or "@best"."""
+    start_from_digest: str = ""
 
 
 class NewVersion(BaseModel):

@@ -5,6 +5,7 @@ import platform
 import re
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,26 @@ def digest_of_packages() -> str:
     found = {(one.name.lower().replace("_", "-"), one.version) for one in metadata.distributions() if one.name}
     lines = "".join(f"{name}=={version}\n" for name, version in sorted(found))
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def digest_of_code(code: str) -> str:
+    """A hash over the source of the package that `package.module:function` lies in; of the module, if it is in none.
+
+    Modules that it imports from elsewhere are told by the versions of their distributions, not here.  Imports nothing
+    but the packages around it.
+    """
+    module = code.partition(":")[0]
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return "unknown"
+    source = Path(spec.origin)
+    in_package = "." in module or source.name == "__init__.py"
+    files = sorted(source.parent.rglob("*.py")) if in_package else [source]
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(source.parent).as_posix()} {len(content)}\n".encode() + content)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -21,7 +21,7 @@ from headrace_server.trainers.arithmetic import choose_device, choose_precision,
 from headrace_server.trainers.catalogue import Families
 from headrace_server.trainers.checkpoint import read_checkpoint, read_weights
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
-from headrace_server.trainers.environment import describe_environment
+from headrace_server.trainers.environment import describe_environment, digest_of_code
 from headrace_server.trainers.failures import OutOfMemory
 from headrace_server.trainers.family import Family, Parameters
 from headrace_server.trainers.job_file import JobFile
@@ -73,6 +73,7 @@ class Training:
 
     def _run(self) -> bool:
         family, parameters = self._family()
+        self._environment |= {"trainer": family.name, "trainer_code": digest_of_code(family.code)}
         self._enter("preparing_data")
         task = self._build_task(family, parameters)
         if self._stop.is_set():

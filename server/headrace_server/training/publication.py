@@ -36,6 +36,7 @@ class Publisher:
         export = await self._read(job, attempt)
         digests = (job.best_checkpoint, job.latest_checkpoint)
         step = export.lineage.step
+        start = job.spec.start_from
         lineage = export.lineage.model_copy(
             update={
                 "training_job": str(job.name),
@@ -43,6 +44,10 @@ class Publisher:
                 "dataset_digest": job.spec.dataset_digest,
                 "checkpoint_digest": next((found.digest for found in digests if found and found.step == step), ""),
                 "spec": job.spec.model_dump(mode="json"),
+                "seed": job.spec.recipe.seed,
+                "deterministic": job.spec.recipe.deterministic,
+                "start_from": start.name if start is not None else "",
+                "start_from_digest": start.digest if start is not None else "",
             }
         )
         new = NewVersion(

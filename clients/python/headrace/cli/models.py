@@ -12,7 +12,7 @@ from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, fail, 
 from headrace.cli.story import describe_bytes
 from headrace.client import Client
 from headrace.model_calls import BackendName, PrecisionName
-from headrace.models.v1.model_pb2 import Model, ModelVersion
+from headrace.models.v1.model_pb2 import Lineage, Model, ModelVersion
 from headrace.names import short_name
 from headrace.tensors import type_name
 from headrace.type.v1.tensor_pb2 import Precision, TensorSpec
@@ -280,6 +280,12 @@ def _measures(version: ModelVersion) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in sorted(version.metrics.items()))
 
 
+def _seed(lineage: Lineage) -> str:
+    if not lineage.HasField("seed"):
+        return ""
+    return f"{lineage.seed}{', deterministic' if lineage.deterministic else ''}"
+
+
 def _print_version(version: ModelVersion) -> None:
     lineage = version.lineage
     print_fields(
@@ -294,6 +300,11 @@ def _print_version(version: ModelVersion) -> None:
             ("trained by", lineage.training_job),
             ("on", lineage.dataset_version),
             ("checkpoint", f"step {lineage.step:,}" if lineage.step else ""),
+            ("data", lineage.dataset_digest),
+            ("seed", _seed(lineage)),
+            ("began with", " ".join(filter(None, (lineage.start_from, lineage.start_from_digest)))),
+            ("code", lineage.code_version),
+            ("environment", "  ".join(f"{name} {value}" for name, value in sorted(lineage.environment.items()))),
             ("registered", age(version.create_time)),
         ),
     )

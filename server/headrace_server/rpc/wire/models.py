@@ -109,4 +109,8 @@ def _lineage_to_proto(lineage: Lineage) -> pb.Lineage:
             path: pb.Parity(num_rows=parity.num_rows, max_abs_difference=parity.max_abs_difference)
             for path, parity in lineage.parity.items()
         },
+        seed=lineage.seed,
+        deterministic=lineage.deterministic,
+        start_from=lineage.start_from,
+        start_from_digest=lineage.start_from_digest,
     )

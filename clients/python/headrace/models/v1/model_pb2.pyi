@@ -297,6 +297,10 @@ class Lineage(_message.Message):
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    DETERMINISTIC_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
+    START_FROM_DIGEST_FIELD_NUMBER: _builtins.int
     training_job: _builtins.str
     """`trainingJobs/{job}`; empty when it was not trained here."""
     dataset_version: _builtins.str
@@ -309,9 +313,19 @@ class Lineage(_message.Message):
     """The step of that checkpoint."""
     code_version: _builtins.str
     """The version of the training code."""
+    seed: _builtins.int
+    """What the order of rows, the split and the initial weights were made from; absent when it was not trained here."""
+    deterministic: _builtins.bool
+    """Whether only algorithms were allowed that give the same bits each time."""
+    start_from: _builtins.str
+    """Whose weights the training began with: a version, or a job with "@latest" or "@best"; empty for random ones."""
+    start_from_digest: _builtins.str
+    """"sha256:" and the digest of those weights."""
     @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Versions of what it ran with and on: "python", "torch", "platform", "device" and others."""
+        """Versions of what it ran with and on: "python", "torch", "cuda", "platform", "device"; "packages", a digest of all
+        that was installed; "trainer_code", a digest of the trainer's own source; and others.
+        """
 
     @_builtins.property
     def spec(self) -> _struct_pb2.Struct:
@@ -333,12 +347,18 @@ class Lineage(_message.Message):
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         spec: _struct_pb2.Struct | None = ...,
         parity: _abc.Mapping[_builtins.str, Global___Parity] | None = ...,
+        seed: _builtins.int | None = ...,
+        deterministic: _builtins.bool = ...,
+        start_from: _builtins.str = ...,
+        start_from_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_digest", b"checkpoint_digest", "code_version", b"code_version", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "environment", b"environment", "parity", b"parity", "spec", b"spec", "step", b"step", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "checkpoint_digest", b"checkpoint_digest", "code_version", b"code_version", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "deterministic", b"deterministic", "environment", b"environment", "parity", b"parity", "seed", b"seed", "spec", b"spec", "start_from", b"start_from", "start_from_digest", b"start_from_digest", "step", b"step", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___Lineage: _TypeAlias = Lineage  # noqa: Y015
 
