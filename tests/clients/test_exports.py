@@ -22,7 +22,7 @@ StepCompleted StepDecaySchedule StorageFull StreamedPrediction TabularTrainer Ti
 TrainingCancelled TrainingEnded TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported
 Violation WarningRaised WrongState chain mean plugin tls_credentials training_spec vote
 """
-NOT_OF_CALLS = {"UNSPECIFIED", "INTERNAL", "WORKER_FENCED", "TRAINER_FAILED", "WORKER_LOST"}
+NOT_OF_CALLS = {"UNSPECIFIED", "INTERNAL", "WORKER_FENCED", "TRAINER_FAILED", "WORKER_LOST", "STORE_LOST"}
 
 
 def test_the_public_surface_is_this() -> None:

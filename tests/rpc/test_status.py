@@ -104,7 +104,12 @@ def test_what_nobody_expected_is_counted_and_says_nothing_of_itself() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "code"),
-    [("TRAINER_FAILED", "UNKNOWN"), ("WORKER_LOST", "ABORTED"), ("INVALID_DATASET", "INVALID_ARGUMENT")],
+    [
+        ("TRAINER_FAILED", "UNKNOWN"),
+        ("STORE_LOST", "UNAVAILABLE"),
+        ("WORKER_LOST", "ABORTED"),
+        ("INVALID_DATASET", "INVALID_ARGUMENT"),
+    ],
 )
 def test_the_failure_of_a_job_keeps_all_its_evidence(reason: str, code: str) -> None:
     evidence = {"last_lines": "x" * 100_000, "signal": "SIGKILL"}

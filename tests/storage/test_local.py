@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_server.errors import CannotStart
+from headrace_server.storage.blob_store import StoreAway
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.storage.streaming import read_file
 
@@ -284,6 +285,39 @@ async def test_a_file_that_shrinks_while_it_is_copied_is_noticed(store: LocalBlo
         await store.put("k", shrinking())
 
     assert await store.list("") == []
+
+
+@pytest.mark.parametrize("leaves", ["nothing", "an empty folder", "a file"])
+async def test_a_store_that_is_away_is_not_one_that_has_nothing(
+    store: LocalBlobStore, tmp_path: Path, leaves: str
+) -> None:
+    root = store._root
+    await store.put_bytes("a/b", b"kept")
+    root.rename(tmp_path / "elsewhere")
+    if leaves == "an empty folder":  # where a disk was mounted
+        root.mkdir()
+    elif leaves == "a file":
+        root.write_bytes(b"")
+
+    for act in (
+        lambda: store.get_bytes("a/b"),
+        lambda: anext(store.read("a/b")),
+        lambda: store.fetch("a/b", tmp_path / "copy"),
+        lambda: store.local_path("a/b"),
+        lambda: store.list("a/"),
+        lambda: store.delete("a/b"),
+        lambda: store.delete_all("a/"),
+    ):
+        with pytest.raises(StoreAway, match="is away"):
+            await act()
+    with pytest.raises(OSError, match=r"No such file|Not a directory"):
+        await store.put_bytes("a/c", b"lost")
+
+    if leaves != "nothing":
+        root.unlink() if leaves == "a file" else root.rmdir()
+    (tmp_path / "elsewhere").rename(root)
+    assert await store.get_bytes("a/b") == b"kept"
+    assert await store.list("") == ["a/b"]
 
 
 async def test_opening_twice_changes_nothing(store: LocalBlobStore, tmp_path: Path) -> None:

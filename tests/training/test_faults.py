@@ -132,3 +132,42 @@ async def test_a_workspace_that_cannot_be_written_delays_the_job_and_costs_no_re
 
         assert over.state is JobState.SUCCEEDED
         assert over.restarts == 0
+
+
+async def finish_as_the_store_leaves(worker: ScriptedWorker) -> None:
+    """A training whose result is stored, in a store that is gone before the server reads it."""
+    await worker.train(range(1, 3))
+    await worker.save(2)
+    root = worker._launcher.store._root  # type: ignore[attr-defined]
+    await worker.export(2)
+    root.rename(root.with_name("away"))
+    await worker.end(TrainerEnded(Outcome.FINISHED, exit_code=0))
+
+
+async def test_a_result_is_registered_when_the_store_is_back(tmp_path: Path) -> None:
+    async with training_house(tmp_path, finish_as_the_store_leaves) as house:
+        job = await house.start()
+        away = tmp_path / "store"
+        await until(lambda: not away.exists())
+        supervisor = house.desk._turns.supervisor(job.id)
+        assert supervisor is not None
+        await until(lambda: supervisor._setbacks.lasting_seconds > 0)
+
+        assert (await house.desk.get(job.name)).state.has_worker, "missing is not the same as lost"
+        (tmp_path / "away").rename(tmp_path / "store")
+        over = await house.over(job)
+
+        assert over.state is JobState.SUCCEEDED
+        assert over.restarts == 0
+
+
+async def test_a_store_that_stays_away_fails_the_job_that_it_holds_the_result_of(tmp_path: Path) -> None:
+    hasty = IMPATIENT.model_copy(update={"store_patience_seconds": 0.05})
+    async with training_house(tmp_path, finish_as_the_store_leaves, hasty) as house:
+        over = await house.over(await house.start())
+
+        assert over.state is JobState.FAILED
+        assert over.failure is not None
+        assert over.failure.reason == "STORE_LOST"
+        assert "is away" in over.failure.message
+        (tmp_path / "away").rename(tmp_path / "store")

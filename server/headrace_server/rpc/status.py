@@ -44,6 +44,7 @@ _CODES: dict[type[HeadraceError], grpc.StatusCode] = {
 _FAILURE_CODES = {
     "TRAINER_FAILED": grpc.StatusCode.UNKNOWN,
     "WORKER_LOST": grpc.StatusCode.ABORTED,
+    "STORE_LOST": grpc.StatusCode.UNAVAILABLE,
     "INTERNAL": grpc.StatusCode.INTERNAL,
 }
 

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 
+class StoreAway(OSError):
+    """The whole store is not where it was: nothing can be said of any object until it is back."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"the store {where} is away")
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """What is stored under one key."""
@@ -23,7 +30,8 @@ class BlobStore(Protocol):
     """Whole objects under keys.  An object appears at once and complete, or not at all; writing a key replaces it.
 
     Every method may raise StorageFull or OSError of the backend, and ValueError for what is not a key.  No key may be
-    the folder of another.  Reading a missing key raises KeyError.
+    the folder of another.  Reading a missing key raises KeyError, but
+    StoreAway, which is an OSError, where the store is not there to have it.
     """
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> Blob:

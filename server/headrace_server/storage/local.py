@@ -23,12 +23,13 @@ import structlog
 
 from headrace_server.errors import CannotStart, StorageFull
 from headrace_server.storage.atomic_file import AtomicFile, remove_dead_drafts, sync_folder
-from headrace_server.storage.blob_store import Blob, BlobStore
+from headrace_server.storage.blob_store import Blob, BlobStore, StoreAway
 from headrace_server.storage.streaming import BLOCK_BYTES, read_file, write_file
 
 LAYOUT = 1
 LONGEST_KEY = 1024
 LONGEST_PART = 255
+_ABSENCES = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _PART = re.compile(r"[A-Za-z0-9._-]+")
 
 log = structlog.get_logger()
@@ -69,15 +70,19 @@ class LocalBlobStore(BlobStore):
 
     async def get_bytes(self, key: str) -> bytes:
         """Return a small object whole."""
-        with _key_error(key):
+        try:
             return await asyncio.to_thread(self._object(key).read_bytes)
+        except _ABSENCES as error:
+            raise await asyncio.to_thread(self._absence, key) from error
 
     async def read(self, key: str, chunk_bytes: int = BLOCK_BYTES) -> AsyncGenerator[bytes, None]:
         """Yield an object's bytes in order, as they are at the first step: replacing or deleting it does not matter."""
         async with contextlib.aclosing(read_file(self._object(key), chunk_bytes)) as chunks:
-            with _key_error(key):
+            try:
                 async for chunk in chunks:
                     yield chunk
+            except _ABSENCES as error:
+                raise await asyncio.to_thread(self._absence, key) from error
 
     async def fetch(self, key: str, path: Path) -> Blob:
         """Copy an object to a local file, which appears complete or not at all, and return its digest."""
@@ -90,7 +95,7 @@ class LocalBlobStore(BlobStore):
         """The object itself.  Open it to keep it: a path does not protect it from being deleted."""
         path = self._object(key)
         if not await asyncio.to_thread(path.is_file):
-            raise KeyError(key)
+            raise await asyncio.to_thread(self._absence, key)
         return path
 
     async def list(self, prefix: str) -> list[str]:
@@ -155,6 +160,7 @@ class LocalBlobStore(BlobStore):
         try:
             entries = list(os.scandir(self._objects / folder))
         except (FileNotFoundError, NotADirectoryError):
+            self._check_presence()
             return
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -165,13 +171,15 @@ class LocalBlobStore(BlobStore):
     def _delete(self, path: Path) -> None:
         try:
             path.unlink()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except _ABSENCES:
+            self._check_presence()
             return
         sync_folder(path.parent)
         self._prune(path.parent)
 
     def _delete_folder(self, folder: Path) -> None:
         if not folder.is_dir():
+            self._check_presence()
             return
         grave = self._trash / secrets.token_hex(16)
         try:
@@ -181,6 +189,19 @@ class LocalBlobStore(BlobStore):
         sync_folder(folder.parent)
         shutil.rmtree(grave, ignore_errors=True)
         self._prune(folder.parent)
+
+    def _absence(self, key: str) -> Exception:
+        """What to raise about an object that is not there: it is missing, unless the whole store is."""
+        try:
+            self._check_presence()
+        except StoreAway as error:
+            return error
+        return KeyError(key)
+
+    def _check_presence(self) -> None:
+        """Raise StoreAway when the folder is not that of a store any more, as when it was on a disk that is gone."""
+        if not self._objects.is_dir():
+            raise StoreAway(str(self._root))
 
     def _prune(self, folder: Path) -> None:
         """Remove folders that have become empty.  Writers make theirs again if they lose this race."""
@@ -196,14 +217,6 @@ class LocalBlobStore(BlobStore):
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
-
-
-@contextlib.contextmanager
-def _key_error(key: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise KeyError(key) from error
 
 
 def _checked_parts(key: str) -> list[str]:

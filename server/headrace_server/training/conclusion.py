@@ -14,8 +14,15 @@ from headrace_server.training.recording import LONGEST_LAST_LINE, MOST_LAST_LINE
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
 
+STORE_LOST = "STORE_LOST"
+"""Why a job failed whose results nobody could keep."""
+
 # Kinds of errors that a trainer names and that the contract has a word for.
-_REASONS = {"InvalidDataset": "INVALID_DATASET", "DeviceOutOfMemory": "DEVICE_OUT_OF_MEMORY"}
+_REASONS = {
+    "InvalidDataset": "INVALID_DATASET",
+    "DeviceOutOfMemory": "DEVICE_OUT_OF_MEMORY",
+    "StoreLost": STORE_LOST,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,7 @@ def _fail(amendment: Amendment, ended: TrainerEnded) -> None:
     reason = _REASONS.get(ended.error, "TRAINER_FAILED")
     message = f"{ended.error or 'the trainer'}: {ended.message or 'failed without a message'}"
     failure = Failure(reason=reason, message=message, metadata={"error": ended.error, **_evidence(ended)})
-    amendment.fail("TRAINER_FAILED", failure)
+    amendment.fail(STORE_LOST if reason == STORE_LOST else "TRAINER_FAILED", failure)
 
 
 def _lose(amendment: Amendment, reason: str, description: str, evidence: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from headrace_server.names import DatasetName
 from headrace_server.training.amendment import Amendment
 from headrace_server.training.attempt import Attempt
 from headrace_server.training.conclusion import (
+    STORE_LOST,
     Silence,
     conclude_end,
     conclude_refusal,
@@ -60,7 +61,7 @@ class Supervisor:
         self._is_leaving = False
         self._is_closed = False
         self._is_clear = False
-        self._setbacks = Setbacks(means.settings.restart_backoff_seconds)
+        self._setbacks = Setbacks(means.settings.restart_backoff_seconds, means.clock)
         self._fault = ""
         self._bell = asyncio.Event()
 
@@ -311,6 +312,11 @@ class Supervisor:
             version = (await self._means.publisher.publish(stored.job, stored.attempt)).name
         except Invalid as error:
             return await self._refuse("TRAINER_FAILED", error)
+        except OSError as error:  # the store is away: it is asked again, for as long as that is worth it
+            if self._setbacks.lasting_seconds < self._means.settings.store_patience_seconds:
+                raise
+            failure = Failure(reason=STORE_LOST, message=f"StoreLost: the result could not be read: {error}")
+            return await self._amend(lambda it: conclude_refusal(it, STORE_LOST, failure))
         return await self._amend(lambda it: conclude_success(it, version))
 
     async def _give_up(self, job: Job, watch: Watch, silence: Silence) -> Job:

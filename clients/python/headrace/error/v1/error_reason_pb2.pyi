@@ -202,6 +202,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "NO_CHECKPOINT_YET", "domain": "headrace.dev",
           "metadata": { "name": "trainingJobs/digits@latest", "state": "RUNNING" } }
     """
+    ERROR_REASON_STORE_LOST: _ErrorReason.ValueType  # 35
+    """The failure of a training job, never of a call: the store refused its results for longer than the server's patience.
+    Checkpoints from before stay.
+
+        { "reason": "STORE_LOST", "domain": "headrace.dev", "metadata": { "error": "StoreLost" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every error of this API carries a google.rpc.ErrorInfo whose domain is "headrace.dev" and whose reason is the name
@@ -389,5 +395,11 @@ ERROR_REASON_NO_CHECKPOINT_YET: ErrorReason.ValueType  # 33
 
     { "reason": "NO_CHECKPOINT_YET", "domain": "headrace.dev",
       "metadata": { "name": "trainingJobs/digits@latest", "state": "RUNNING" } }
+"""
+ERROR_REASON_STORE_LOST: ErrorReason.ValueType  # 35
+"""The failure of a training job, never of a call: the store refused its results for longer than the server's patience.
+Checkpoints from before stay.
+
+    { "reason": "STORE_LOST", "domain": "headrace.dev", "metadata": { "error": "StoreLost" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
