@@ -1,14 +1,17 @@
 """Predictions beside a training on the same machine: their latency, and the speed that the training keeps.
 
-    python tests/benchmarks/bench_beside.py [--model minilm] [--seconds 5] [--rounds 3]
+    python tests/benchmarks/bench_beside.py [--model minilm] [--seconds 5] [--rounds 3] [--modes alone,YIELD]
+        [--loads 0.1,0.8] [--capacity 40]
 
 Capacity is what a closed loop of 8 callers gets alone.  Then calls come at random moments at 10, 50 and 80 % of it:
 alone, beside a training that takes what it can get (EXCLUSIVE), and beside one that gives way (YIELD).  The training is
 a small convolutional network; its speed is told as a share of what it has with no predictions beside it.
 
-Takes about four minutes as it stands.  Prints Markdown.
+Each figure is printed when it is there, and a table of all of them in Markdown at the end.  One mode takes about a
+minute a round; runs that are to be compared, but not made in one go, need the same `--capacity`.
 """
 
+import argparse
 import asyncio
 import contextlib
 import statistics
@@ -82,29 +85,38 @@ async def training(
             await run.wait()
 
 
-async def one_round(endpoint: Endpoint, seconds: float) -> list[Point]:
-    """All modes and shares once."""
-    capacity = (await asyncio.to_thread(under_load, endpoint, 8, seconds)).answers_per_second
-    points = []
+async def one_round(endpoint: Endpoint, asked: argparse.Namespace) -> list[Point]:
+    """All modes and shares that are asked for, once."""
+    seconds = asked.seconds
+    capacity = asked.capacity or (await asyncio.to_thread(under_load, endpoint, 8, seconds)).answers_per_second
+    print(f"capacity {capacity:.1f} answers a second", flush=True)
+    points: list[Point] = []
+
+    def note(point: Point) -> None:
+        latency, kept = point.found.latency, "" if point.kept is None else f", {point.kept:.0%} of its speed kept"
+        print(f"{point.share:.0%} {point.mode}: p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms{kept}", flush=True)
+        points.append(point)
+
     async with headrace.Client(endpoint.target) as client:
         rows: dict[str, np.ndarray] = {
             "images": np.random.default_rng(1).integers(0, 256, (2048, 16, 16)).astype(np.uint8),
             "labels": np.arange(2048) % 4,
         }
         await client.upload_dataset("noise", rows)
-        for mode, placement in MODES.items():
+        for mode in asked.modes:
+            placement = MODES[mode]
             if placement is None:
-                points += [
-                    Point(mode, share, await load(endpoint, share * capacity, seconds), None) for share in SHARES
-                ]
+                for share in asked.loads:
+                    note(Point(mode, share, await load(endpoint, share * capacity, seconds), None))
                 continue
             async with training(client, placement) as run:
                 own = await speed(run, seconds)
-                for share in SHARES:
+                print(f"{mode}: {own:.1f} steps a second alone", flush=True)
+                for share in asked.loads:
                     async with asyncio.TaskGroup() as tasks:
                         loading = tasks.create_task(load(endpoint, share * capacity, seconds))
                         kept = await speed(run, seconds)
-                    points.append(Point(mode, share, loading.result(), kept / max(own, 1e-9)))
+                    note(Point(mode, share, loading.result(), kept / max(own, 1e-9)))
     return points
 
 
@@ -125,9 +137,11 @@ async def load(endpoint: Endpoint, rate: float, seconds: float) -> Found:
 def table(points: list[Point]) -> str:
     """A line for each mode and share."""
     lines = []
-    for share in SHARES:
+    for share in sorted({point.share for point in points}):
         for mode in MODES:
             here = [point for point in points if (point.mode, point.share) == (mode, share)]
+            if not here:
+                continue
             kept = [point.kept for point in here if point.kept is not None]
             lines.append(
                 (
@@ -146,12 +160,17 @@ def main() -> None:
     """Measure and print."""
     parser = arguments.parser(__doc__, seconds=5, rounds=3)
     parser.add_argument("--model", default="minilm")
+    parser.add_argument("--modes", type=lambda text: text.split(","), default=list(MODES), metavar="A,B")
+    parser.add_argument(
+        "--loads", type=lambda text: [float(part) for part in text.split(",")], default=list(SHARES), metavar="0.1,0.8"
+    )
+    parser.add_argument("--capacity", type=float, default=0, help="answers a second; measured when it is not given")
     asked = parser.parse_args()
     print(f"{tables.machine()}\n{asked.model}, {asked.rounds} rounds of {asked.seconds:g} s")
     points: list[Point] = []
     for _ in range(asked.rounds):
         with tempfile.TemporaryDirectory() as folder, serve(workload(asked.model), Path(folder)) as endpoint:
-            points += asyncio.run(one_round(endpoint, asked.seconds))
+            points += asyncio.run(one_round(endpoint, asked))
     print(f"\n{table(points)}")
 
 
