@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_progress.py [--readers 1 1000] [--seconds 10]
 
-A real training of a small table on a real server; each reader is a StreamProgress of its own, all in one process beside
-it, on 16 connections.  Latency is from the time that the event carries until the reader has its frame decoded: spool,
-transaction with its flush to the disk, and both streams are in it.  The cost to the trainer is what one report takes in
-its own thread: made, encoded, and written to the pipe, which somebody reads.
+A real training of a small table, in one thread, on a real server; each reader is a StreamProgress of its own, all in
+one process beside it, on 16 connections.  What that process takes itself is told too: it may be what holds events up.
+Latency is from the time that the event carries until the reader has its frame decoded: spool, transaction with its
+flush to the disk, and both streams are in it.  The cost to the trainer is what one report takes in its own thread:
+made, encoded, and written to the pipe, which somebody reads.
 """
 
 import argparse
@@ -16,15 +17,18 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from headrace.training.v1 import training_service_pb2 as pb  # noqa: E402
+from headrace.training.v1 import training_spec_pb2 as spec_pb  # noqa: E402
 from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub  # noqa: E402
 from headrace_server.trainers.pipe import ReportPipe, end_at_once  # noqa: E402
 from headrace_server.trainers.reports import StepCompleted  # noqa: E402
@@ -36,44 +40,84 @@ if TYPE_CHECKING:
 
 NUM_CONNECTIONS = 16
 NUM_REPORTS = 20_000
+NUM_ROWS = 20_000
+"""So that an epoch takes longer than the tenth of a second after which a trainer reports again."""
+CURRENT_SECONDS = 1.0
+"""A reader that sees a step no older than this has caught up with what happened before it came."""
+MOST_SECONDS_TO_CONNECT = 60.0
 
 
-async def read(stub: "TrainingServiceAsyncStub", after: int, latencies: list[float], is_over: asyncio.Event) -> None:
-    """One reader: notes how old each step is when it has it."""
-    call = stub.StreamProgress(pb.StreamProgressRequest(name="trainingJobs/j", after_sequence=after))
-    async for frame in call:
-        if frame.HasField("event") and frame.event.HasField("step_completed"):
-            latencies.append(time.time() - frame.event.time.ToNanoseconds() / 1e9)
-        if is_over.is_set():
-            call.cancel()
-            return
+@dataclass
+class Readers:
+    """What all of them have seen together."""
+
+    num_current: int = 0
+    """How many have come to what happens now: what they see from then on is counted."""
+    latencies: list[float] = field(default_factory=list)
+    """Seconds from a step to a reader."""
+
+    async def read(self, stub: "TrainingServiceAsyncStub", after: int) -> None:
+        """One reader: notes how old each step is when it has it.  Runs until cancelled."""
+        is_current = False
+        call = stub.StreamProgress(pb.StreamProgressRequest(name="trainingJobs/j", after_sequence=after))
+        async for frame in call:
+            if frame.HasField("event") and frame.event.HasField("step_completed"):
+                seconds = time.time() - frame.event.time.ToNanoseconds() / 1e9
+                self.latencies.append(seconds)
+                if not is_current and seconds < CURRENT_SECONDS:
+                    is_current = True
+                    self.num_current += 1
 
 
-async def with_readers(target: str, num_readers: int, seconds: float) -> list[float]:
-    """Seconds that events took, over all readers."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found with some number of readers."""
+
+    latencies: list[float]
+    """Seconds that steps took, over all readers, sorted."""
+    to_connect: float
+    """Seconds until all readers were current."""
+    server_cores: float
+    own_cores: float
+
+
+def cpu_seconds(server_pid: int) -> tuple[float, float]:
+    """What the server's process, and this one with all readers, have computed so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in (server_pid, os.getpid())]
+    return times[0].user + times[0].system, times[1].user + times[1].system
+
+
+async def with_readers(target: str, server_pid: int, num_readers: int, seconds: float) -> Measured:
+    """Follow one job with so many readers, and measure once all of them are current."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(min(NUM_CONNECTIONS, num_readers))]
-    latencies: list[float] = []
-    is_over = asyncio.Event()
+    seen = Readers()
+    readers: list[asyncio.Future[None]] = []
     try:
         job = (
             await TrainingServiceStub(channels[0]).GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))
         ).job
         stubs = [TrainingServiceStub(channel) for channel in channels]
-        readers = [
-            asyncio.ensure_future(read(stubs[number % len(stubs)], job.latest_sequence, latencies, is_over))
+        began_at = time.perf_counter()
+        readers += [
+            asyncio.ensure_future(seen.read(stubs[number % len(stubs)], job.latest_sequence))
             for number in range(num_readers)
         ]
-        await asyncio.sleep(2)  # until all are connected
-        latencies.clear()
+        async with asyncio.timeout(MOST_SECONDS_TO_CONNECT):
+            while seen.num_current < num_readers:  # noqa: ASYNC110 - a measurement
+                await asyncio.sleep(0.05)
+        to_connect = time.perf_counter() - began_at
+        await asyncio.sleep(1)
+        seen.latencies.clear()
+        before = cpu_seconds(server_pid)
         await asyncio.sleep(seconds)
-        found = list(latencies)
-        is_over.set()
+        after = cpu_seconds(server_pid)
+        cores = [(later - earlier) / seconds for earlier, later in zip(before, after, strict=True)]
+        return Measured(sorted(seen.latencies), to_connect, *cores)
+    finally:
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
-        return found
-    finally:
         for channel in channels:
             await channel.close()
 
@@ -84,16 +128,24 @@ async def measure(readers: list[int], seconds: float) -> None:
         server = await ServerProcess.start(Path(folder) / "data")
         try:
             async with await server.opened() as callers:
-                await upload_flowers(callers)
-                await callers.training.StartTraining(learn_flowers("j", epochs=1_000_000))
+                await upload_flowers(callers, NUM_ROWS)
+                resources = spec_pb.Resources(cpu_threads=1)
+                await callers.training.StartTraining(learn_flowers("j", epochs=1_000_000, resources=resources))
                 async for frame in callers.training.StreamProgress(pb.StreamProgressRequest(name="trainingJobs/j")):
                     if frame.HasField("event") and frame.event.HasField("step_completed"):
                         break
             target = f"127.0.0.1:{(await server.logged('house.open'))['port']}"
             for num_readers in readers:
-                found = sorted(await with_readers(target, num_readers, seconds))
-                p50, p95 = (found[int(len(found) * share)] * 1e3 for share in (0.5, 0.95))
-                print(f"{num_readers:>6} readers  {len(found):>8} events  p50 {p50:7.1f} ms  p95 {p95:7.1f} ms")
+                found = await with_readers(target, server.pid, num_readers, seconds)
+                latencies = found.latencies
+                p50, p95, p99 = (latencies[int(len(latencies) * share)] * 1e3 for share in (0.5, 0.95, 0.99))
+                print(
+                    f"{num_readers:>6} readers  current after {found.to_connect:5.1f} s"
+                    f"  {len(latencies) / seconds:>8.0f} steps/s"
+                    f"  p50 {p50:7.1f} ms  p95 {p95:7.1f} ms  p99 {p99:7.1f} ms"
+                    f"  server {found.server_cores:.2f} cores  readers {found.own_cores:.2f} cores",
+                    flush=True,
+                )
         finally:
             await server.kill()
             end_processes_of(Path(folder))  # the worker would train on
