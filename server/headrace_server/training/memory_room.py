@@ -17,8 +17,8 @@ from headrace_server.training.goods import Datasets
 from headrace_server.training.spec import TrainingSpec
 
 RANK_BYTES = 192 << 20
-"""What one trainer takes of its own before it has read a row: an interpreter with torch 2.13 and the families had 171 MiB
-that it shared with nobody."""
+"""What one trainer takes before it has read a row: an interpreter with torch 2.13 and the families had 171 MiB that it
+shared with nobody."""
 
 
 class Memory(Protocol):
