@@ -24,9 +24,11 @@ from headrace_server.models.version import ArtifactFormat
 from headrace_server.tensors import Array, Signature, Tensors
 
 HOPELESS = 4.0
-"""A plan that takes so many times as long as the 32-bit one is not timed any further."""
+"""A plan that takes so many times as long as the 32-bit one is neither compared nor timed any further."""
 GAIN = 1.05
 """What a batch twice the size must gain in rows a second; after two that do not, larger ones are not timed."""
+_SLOW_SECONDS = 0.1
+"""What takes less is compared in no time."""
 _LEAST_RUNS, _MOST_RUNS = 3, 50
 _LEAST_ROUNDS = 2
 _TRIES = 3
@@ -67,7 +69,7 @@ def try_plan(plan: Plan, bench: Bench) -> Trial:
         prepare_seconds = time.perf_counter() - started_at
         memory_before = taken_bytes(plan.device)
         with _opened(plan, files, bench, bench.thread_counts[0]) as session:
-            differences = tuple(_compare(session, bench, rows) for rows in _compared_sizes(bench))
+            differences = tuple(_compared(session, bench))
             metric = _metric(session, bench)
             mask_input = find_mask(session, bench.signature, bench.rows.inputs) if not bench.base else ""
             resident_bytes = max(taken_bytes(plan.device) - memory_before, 0)
@@ -111,6 +113,19 @@ def _compared_sizes(bench: Bench) -> list[int]:
     """A single row, a usual batch, and the largest: what the parity certificate states."""
     usual = [size for size in bench.sizes if size <= 8][-1:]
     return sorted({bench.sizes[0], *usual, bench.sizes[-1]})
+
+
+def _compared(session: Session, bench: Bench) -> Iterator[Difference]:
+    """Compare at all sizes; at the first alone what is hopelessly slow there, and would take minutes at the largest."""
+    for rows in _compared_sizes(bench):
+        yield _compare(session, bench, rows)
+        base = bench.base.get((rows, bench.thread_counts[0]))
+        if base is not None and rows == bench.sizes[0]:
+            inputs = batch_of(bench.rows.inputs, rows, bench.signature)
+            started_at = time.perf_counter()
+            session.run(inputs)
+            if time.perf_counter() - started_at > max(base * HOPELESS, _SLOW_SECONDS):
+                return
 
 
 def _compare(session: Session, bench: Bench, rows: int) -> Difference:
