@@ -88,7 +88,11 @@ async def training(
 async def one_round(endpoint: Endpoint, asked: argparse.Namespace) -> list[Point]:
     """All modes and shares that are asked for, once."""
     seconds = asked.seconds
-    capacity = asked.capacity or (await asyncio.to_thread(under_load, endpoint, 8, seconds)).answers_per_second
+    capacity = asked.capacity
+    if not capacity:
+        found = await asyncio.to_thread(under_load, endpoint, 8, seconds)
+        if not (capacity := found.answers_per_second):
+            sys.exit(f"nobody was answered: {found.errors or found.total}")
     print(f"capacity {capacity:.1f} answers a second", flush=True)
     points: list[Point] = []
 
