@@ -69,6 +69,7 @@ def look(settings: Settings) -> list[Finding]:
         "data folder": lambda: _data_folder(settings.data),
         "database": lambda: _database(settings),
         "tls": lambda: _tls(settings),
+        "sinks": lambda: _sinks(settings),
         "port": lambda: _port("port", settings.server.host, settings.server.port, "server.port"),
         "metrics port": lambda: _port(
             "metrics port", settings.telemetry.metrics_host, settings.telemetry.metrics_port, "telemetry.metrics_port"
@@ -104,6 +105,14 @@ def _native(devices: Devices | None) -> Finding:
     elif devices is not None:
         detail += f", no GPU ({devices.no_gpu_reason})"
     return Finding("native module", Verdict.OK, detail)
+
+
+def _sinks(settings: Settings) -> Finding:
+    """The trackers of experiments; whether they answer shows when there is something to tell."""
+    from headrace_server.training.sinks.catalogue import prepare_sinks
+
+    sinks = prepare_sinks(settings.training.sinks)
+    return Finding("sinks", Verdict.OK, ", ".join(one.name for one, _ in sinks) or "none")
 
 
 def _onnxruntime(devices: Devices | None) -> Finding:

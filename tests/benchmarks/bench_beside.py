@@ -92,7 +92,7 @@ async def one_round(endpoint: Endpoint, asked: argparse.Namespace) -> list[Point
     if not capacity:
         found = await asyncio.to_thread(under_load, endpoint, 8, seconds)
         if not (capacity := found.answers_per_second):
-            sys.exit(f"nobody was answered: {found.errors or found.total}")
+            sys.exit(f"nobody was answered: {found.errors}")
     print(f"capacity {capacity:.1f} answers a second", flush=True)
     points: list[Point] = []
 

@@ -39,6 +39,24 @@ def test_torch_is_looked_at_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert findings["metrics port"].detail == "off"
 
 
+def test_a_tracker_that_cannot_be_had_is_broken(tmp_path: Path) -> None:
+    def findings_with(kind: str) -> dict[str, Finding]:
+        settings = Settings.model_validate(
+            {
+                "data": tmp_path / "d",
+                "server": {"port": 0},
+                "telemetry": {"metrics_port": -1},
+                "training": {"sinks": [{"kind": kind, "options": {"folder": "runs"}}]},
+            }
+        )
+        return {finding.name: finding for finding in look(settings)}
+
+    assert findings_with("tensorboard")["sinks"] == Finding("sinks", Verdict.OK, "tensorboard")
+    broken = findings_with("nobody")["sinks"]
+    assert broken.verdict is Verdict.BROKEN
+    assert "there is no kind 'nobody'" in broken.detail
+
+
 def test_a_folder_that_cannot_be_made_is_broken(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     settings = Settings.model_validate(

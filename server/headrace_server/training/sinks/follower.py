@@ -90,16 +90,21 @@ class Follower:
     async def _follow(self) -> None:
         while True:
             self._bell.clear()  # before looking, so that no ring is missed
-            while jobs := await self._read(lambda it: cursors.due(it, self.name, JOBS_A_ROUND)):
-                told = [await self._tell(job) for job in jobs]
-                await self._count()
-                self._troubles.forget()
-                if not any(told):
-                    break  # what was due is gone again
+            while await self._tell_round():
+                pass  # there is more than fits together
+            self._troubles.forget()
             if not self._bell.is_set():
                 self._is_idle.set()
             await self._bell.wait()
             await self._gather()
+
+    async def _tell_round(self) -> bool:
+        """Tell a batch of every job that has something; whether there was more than that."""
+        jobs = await self._read(lambda it: cursors.due(it, self.name, JOBS_A_ROUND))
+        sizes = [await self._tell(job) for job in jobs]
+        if jobs:
+            await self._count()
+        return (len(jobs) == JOBS_A_ROUND and any(sizes)) or self._settings.batch_entries in sizes
 
     async def _gather(self) -> None:
         """Let more come, so that it is told together."""
@@ -109,11 +114,11 @@ class Follower:
         except TimeoutError:
             pass
 
-    async def _tell(self, job: str) -> bool:
-        """Tell the sink the next entries of one job, and note that; whether there were any."""
+    async def _tell(self, job: str) -> int:
+        """Tell the sink the next entries of one job, and note that; how many there were."""
         found = await self._read(lambda it: cursors.read(it, self.name, job, self._settings.batch_entries))
         if found is None:
-            return False
+            return 0
         if found.num_missed:
             self._metrics.sink_entries.labels(self.name, "dropped").inc(found.num_missed)
             log.warning("training.sink_fell_behind", sink=self.name, job=job, missed=found.num_missed)
@@ -122,7 +127,7 @@ class Follower:
         latest = found.events[-1].sequence
         await self._database.transact(lambda it: cursors.advance(it, self.name, job, latest))
         self._metrics.sink_entries.labels(self.name, outcome).inc(len(batch.entries))
-        return True
+        return len(batch.entries)
 
     async def _deliver(self, batch: Batch) -> Literal["sent", "failed"]:
         """Ask the sink until it has taken the batch, or refused it."""
