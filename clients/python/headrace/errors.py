@@ -12,7 +12,7 @@
     ├─ OutOfRange         the cursor is outside history     OUT_OF_RANGE
     │    CursorExpired, CursorAhead
     ├─ Overloaded         try again later                   RESOURCE_EXHAUSTED
-    │    QueueFull, NoPermit, DeviceOutOfMemory, StorageFull
+    │    QueueFull, NoPermit, TooManyCalls, DeviceOutOfMemory, StorageFull
     ├─ Unavailable        try again soon                    UNAVAILABLE
     │    ModelLoading, NoCheckpointYet, ServerDraining
     ├─ DeadlineExceeded   also a TimeoutError               DEADLINE_EXCEEDED
@@ -269,6 +269,12 @@ class NoPermit(Overloaded):
     """Too many predictions wait for this model."""
 
     reason = "NO_PERMIT"
+
+
+class TooManyCalls(Overloaded):
+    """The server has as many calls under way as it takes."""
+
+    reason = "TOO_MANY_CALLS"
 
 
 class DeviceOutOfMemory(Overloaded):

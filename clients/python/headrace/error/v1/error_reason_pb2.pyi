@@ -202,6 +202,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "NO_CHECKPOINT_YET", "domain": "headrace.dev",
           "metadata": { "name": "trainingJobs/digits@latest", "state": "RUNNING" } }
     """
+    ERROR_REASON_TOO_MANY_CALLS: _ErrorReason.ValueType  # 34
+    """RESOURCE_EXHAUSTED.  The server has as many calls under way as it takes; google.rpc.RetryInfo says when to try again.
+
+        { "reason": "TOO_MANY_CALLS", "domain": "headrace.dev", "metadata": { "limit": "8192" } }
+    """
     ERROR_REASON_STORE_LOST: _ErrorReason.ValueType  # 35
     """The failure of a training job, never of a call: the store refused its results for longer than the server's patience.
     Checkpoints from before stay.
@@ -395,6 +400,11 @@ ERROR_REASON_NO_CHECKPOINT_YET: ErrorReason.ValueType  # 33
 
     { "reason": "NO_CHECKPOINT_YET", "domain": "headrace.dev",
       "metadata": { "name": "trainingJobs/digits@latest", "state": "RUNNING" } }
+"""
+ERROR_REASON_TOO_MANY_CALLS: ErrorReason.ValueType  # 34
+"""RESOURCE_EXHAUSTED.  The server has as many calls under way as it takes; google.rpc.RetryInfo says when to try again.
+
+    { "reason": "TOO_MANY_CALLS", "domain": "headrace.dev", "metadata": { "limit": "8192" } }
 """
 ERROR_REASON_STORE_LOST: ErrorReason.ValueType  # 35
 """The failure of a training job, never of a call: the store refused its results for longer than the server's patience.
