@@ -15,22 +15,28 @@ NATIVE := $(shell find native -type f -not -name '*.md')
 help:  ## show this menu
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-setup: $(VENV)/.installed  ## make .venv with both distributions and every tool
+setup: $(VENV)/.native  ## make .venv with both distributions and every tool
 
-$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt $(NATIVE)
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" sh deploy/prerequisites.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev \
 		--editable clients/python --editable .
 	@touch $@
+	@touch $(VENV)/.native
+
+# Not when it was built just now, with everything else.
+$(VENV)/.native: $(VENV)/.installed $(NATIVE)
+	@newer=$$(find $^ -newer $@ 2>/dev/null || echo all); test -z "$$newer" || $(MAKE) --no-print-directory native
 
 protos: setup  ## write the stubs anew after a change of a contract
 	$(BIN)/buf format --write
 	$(BIN)/python protos/generate.py
 
-native: setup  ## build the native module anew
+native: $(VENV)/.installed  ## build the native module anew
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --reinstall-package headrace-server --editable .
+	@touch $(VENV)/.native
 
 fmt: setup  ## format everything
 	$(BIN)/ruff check --quiet --fix-only $(OURS)
