@@ -223,7 +223,7 @@ double LaneGroup::earliest_deadline() const {
   return earliest;
 }
 
-void LaneGroup::expire_due() {
+void LaneGroup::expire_due() noexcept {
   std::vector<std::pair<std::shared_ptr<Batcher>, Endings>> ended;
   {
     const std::lock_guard lock(mutex_);

@@ -15,20 +15,20 @@
 
 #include "batching/batch.h"
 #include "batching/clock.h"
+#include "batching/timer.h"
 
 namespace headrace::batching {
 
 class Batcher;
 class Endings;
-class Timer;
 
 // Runs a batch on the calling thread, and settles it or lets it fail; throws nothing.
 using Runner = std::function<void(std::unique_ptr<Batch>)>;
 
-class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
+class LaneGroup final : public Due, public std::enable_shared_from_this<LaneGroup> {
  public:
   explicit LaneGroup(std::size_t num_lanes, Clock clock = {});
-  ~LaneGroup();
+  ~LaneGroup() override;
   LaneGroup(const LaneGroup&) = delete;
   LaneGroup& operator=(const LaneGroup&) = delete;
 
@@ -50,7 +50,6 @@ class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
 
  private:
   friend class Batcher;
-  friend class Timer;
 
   struct Lane {
     std::condition_variable bell;
@@ -83,8 +82,8 @@ class LaneGroup : public std::enable_shared_from_this<LaneGroup> {
   // the time has come.  With no lock held.
   std::unique_ptr<Batch> next_or_return(std::size_t lane, double ends_at, Endings& endings);
 
-  // What the timer calls: answers what is due.
-  void expire_due();
+  // Answers what is due.
+  void expire_due() noexcept override;
 
   const Clock clock_;
   mutable std::mutex mutex_;

@@ -7,7 +7,6 @@
 
 #include "batching/call.h"
 #include "batching/clock.h"
-#include "batching/lane_group.h"
 
 namespace headrace::batching {
 
@@ -28,7 +27,7 @@ Timer::~Timer() {
     state_->is_over = true;
   }
   state_->changed.notify_one();
-  // The last group may have ended on the timer's own thread.
+  // The last of them may have ended on the timer's own thread.
   if (thread_.get_id() == std::this_thread::get_id()) {
     thread_.detach();
   } else {
@@ -36,13 +35,13 @@ Timer::~Timer() {
   }
 }
 
-void Timer::call(const std::shared_ptr<LaneGroup>& group, double at) {
+void Timer::call(const std::shared_ptr<Due>& due, double at) {
   {
     const std::lock_guard lock(state_->mutex);
-    const auto [found, is_new] = state_->appointments.try_emplace(group.get(), Appointment{group, at});
+    const auto [found, is_new] = state_->appointments.try_emplace(due.get(), Appointment{due, at});
     if (!is_new) {
-      // Another group may have had this address.
-      found->second = {group, found->second.group.expired() ? at : std::min(found->second.at, at)};
+      // Another may have had this address.
+      found->second = {due, found->second.due.expired() ? at : std::min(found->second.at, at)};
     }
     if (at >= state_->wakes_at) return;
     state_->wakes_at = at;
@@ -50,15 +49,20 @@ void Timer::call(const std::shared_ptr<LaneGroup>& group, double at) {
   state_->changed.notify_one();
 }
 
+void Timer::forget(const Due& due) {
+  const std::lock_guard lock(state_->mutex);
+  state_->appointments.erase(&due);
+}
+
 void Timer::run(const std::shared_ptr<State>& state) {
-  std::vector<std::shared_ptr<LaneGroup>> due;
+  std::vector<std::shared_ptr<Due>> due;
   std::unique_lock lock(state->mutex);
   while (!state->is_over) {
     const double now = steady_seconds();
     double next = kNever;
     for (auto i = state->appointments.begin(); i != state->appointments.end();) {
       if (i->second.at <= now) {
-        if (std::shared_ptr<LaneGroup> group = i->second.group.lock()) due.push_back(std::move(group));
+        if (std::shared_ptr<Due> alive = i->second.due.lock()) due.push_back(std::move(alive));
         i = state->appointments.erase(i);
       } else {
         next = std::min(next, i->second.at);
@@ -68,7 +72,7 @@ void Timer::run(const std::shared_ptr<State>& state) {
     if (!due.empty()) {
       state->wakes_at = 0;  // it will look again by itself
       lock.unlock();
-      for (const std::shared_ptr<LaneGroup>& group : due) group->expire_due();
+      for (const std::shared_ptr<Due>& each : due) each->expire_due();
       due.clear();
       lock.lock();
       continue;

@@ -25,7 +25,7 @@ void Answer::begin(Form form, const Version& version, std::string_view id, const
   form_ = form;
   version_ = &version;
   id_ = id;
-  is_raw_ = is_raw || !is_infer();
+  is_raw_ = is_raw;
   places_.resize(outputs.size());
   for (std::size_t i = 0; i < outputs.size(); ++i) places_[i].output = outputs[i];
 }
@@ -66,13 +66,11 @@ bool Answer::measure(const batching::Share& share) {
       place.row_bytes = output.row_bytes;
       place.size_bytes = static_cast<std::size_t>(share.call_rows) * output.row_bytes;
     }
-    if (wire::contents_field(place.element) == 0) is_typed = false;  // one that travels raw only makes all raw
+    if (is_infer() && wire::contents_field(place.element) == 0) is_typed = false;  // one that travels raw makes all raw
+    if (!is_infer() && is_typed && !wire::can_be_values(place.element)) return false;
   }
   is_raw_ = !is_typed;
-  for (Place& place : places_) {
-    if (is_raw_ || wire::is_same_in_typed_field(place.element)) continue;
-    is_laid_out_late_ = true;
-  }
+  is_laid_out_late_ = !std::all_of(places_.begin(), places_.end(), [&](const Place& each) { return is_same_on_wire(each); });
   if (is_laid_out_late_) {
     for (Place& place : places_) {
       place.apart.reset(new std::byte[place.size_bytes]);
@@ -82,6 +80,10 @@ bool Answer::measure(const batching::Share& share) {
     lay_out();
   }
   return true;
+}
+
+bool Answer::is_same_on_wire(const Place& place) const {
+  return is_raw_ || (is_infer() && wire::is_same_in_typed_field(place.element));
 }
 
 bool Answer::still_fits(const batching::Share& share) const {
@@ -101,16 +103,25 @@ std::size_t Answer::largest_tail() const {
   return provenance + wire::size_of_field(kInferId, id_.size()) + wire::kFinalResponse.size() + wire::kLargestTiming;
 }
 
+OutputHead Answer::head_of(const Place& place) const {
+  OutputHead head{version_->outputs[place.output].name, place.element, place.shape, place.size_bytes};
+  if (is_same_on_wire(place)) return head;
+  if (is_infer()) {
+    head.content = wire::size_of_varints(place.element, place.data, place.size_bytes);
+  } else {
+    head.form = wire::form_of_values(place.element, place.data, place.size_bytes);
+    head.content = wire::size_of_values(head.form, place.element, place.data, place.size_bytes);
+  }
+  return head;
+}
+
 // Makes the block and writes the outputs; elements that come later only get their room.
 void Answer::lay_out() {
   std::vector<OutputHead> heads;
   heads.reserve(places_.size());
   body_ = 0;
   for (const Place& place : places_) {
-    const bool is_varint = !is_raw_ && !wire::is_same_in_typed_field(place.element);
-    heads.push_back({version_->outputs[place.output].name, place.element, place.shape,
-                     is_varint ? wire::size_of_varints(place.element, place.data, place.size_bytes) : place.size_bytes});
-    const OutputHead& head = heads.back();
+    const OutputHead& head = heads.emplace_back(head_of(place));
     if (!is_infer()) {
       body_ += wire::size_of_predict_output(head);
     } else if (is_raw_) {
@@ -138,8 +149,10 @@ void Answer::lay_out() {
     }
     if (place.apart == nullptr) {
       place.data = data;
-    } else if (wire::is_same_in_typed_field(place.element)) {
+    } else if (is_same_on_wire(place)) {
       std::memcpy(data, place.apart.get(), place.size_bytes);
+    } else if (!is_infer()) {
+      wire::write_values(heads[i].form, place.element, place.apart.get(), place.size_bytes, data);
     } else {
       wire::write_varints(place.element, place.apart.get(), place.size_bytes, data);
     }

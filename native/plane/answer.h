@@ -13,6 +13,7 @@
 #include "batching/call.h"
 #include "plane/bytes.h"
 #include "plane/routes.h"
+#include "plane/wire/outputs.h"
 #include "plane/wire/writer.h"
 
 namespace headrace::plane {
@@ -27,7 +28,7 @@ enum class Form {
 class Answer {
  public:
   // `id` is the caller's, empty for kPredict; it and `version` live as long as the answer.  `outputs` are places in the
-  // signature.  `is_raw` is for the Open Inference Protocol: numbers in raw_output_contents, else in typed fields.
+  // signature.  `is_raw`: numbers as bytes; else as values, in the typed fields that each protocol has for them.
   void begin(Form form, const Version& version, std::string_view id, const std::vector<std::size_t>& outputs,
              bool is_raw);
 
@@ -47,12 +48,15 @@ class Answer {
     std::size_t row_bytes = 0;
     std::size_t size_bytes = 0;
     std::byte* data = nullptr;
-    std::unique_ptr<std::byte[]> apart;  // of integers in typed fields, whose size is known when all are there
+    std::unique_ptr<std::byte[]> apart;  // of values whose size on the wire is known when all are there
   };
 
   bool measure(const batching::Share& share);
+  // Whether the elements are on the wire what they are in memory.
+  bool is_same_on_wire(const Place& place) const;
   bool still_fits(const batching::Share& share) const;
   void lay_out();
+  wire::OutputHead head_of(const Place& place) const;
   void write_tail(wire::Writer& writer, const batching::Timing& timing, double respond_seconds) const;
   std::size_t size_of_prefix(std::size_t inner) const;
   void write_prefix(wire::Writer& writer, std::size_t inner) const;

@@ -56,6 +56,8 @@ class Conversation {
   virtual void start() noexcept = 0;
   // A message, or nothing when the caller has sent all that he had.
   virtual void has_read(std::optional<Bytes> message) noexcept = 0;
+  // Instead of a message: there was one that may not be taken.  What is under way is answered, then the stream ends so.
+  virtual void stop(const Status& status) noexcept = 0;
   // Whether the message is on its way; false when the caller has gone.
   virtual void has_written(bool is_ok) noexcept = 0;
   // The caller has gone, or the deadline is over: nothing is read or written any more, and `finish` follows.

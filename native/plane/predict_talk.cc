@@ -21,6 +21,8 @@ class Turn final : public Prediction, public Passage {
   Turn(std::shared_ptr<PredictTalk> talk, std::uint64_t number) : talk_(std::move(talk)), number_(number) {}
 
   void start(Bytes message);
+  // Its time is over.  The batcher answers what still waits; what is being run is run to its end, for nobody.
+  void expire() { refuse(late()); }
 
   void answered(Bytes response) noexcept override;
   void failed(const Status& status) noexcept override;
@@ -54,6 +56,7 @@ class PredictTalk final : public Talk {
     std::make_shared<Turn>(std::static_pointer_cast<PredictTalk>(shared_from_this()), number)
         ->start(std::move(message));
   }
+  void expire(Prediction& prediction) override { static_cast<Turn&>(prediction).expire(); }
 };
 
 void Turn::start(Bytes message) {
@@ -69,7 +72,9 @@ void Turn::start(Bytes message) {
     if (*request_.timeout_seconds <= 0) return refuse(invalid_spec("timeout", "must be above 0"));
     due_at_ = std::min(due_at_, batching::steady_seconds() + *request_.timeout_seconds);
   }
-  if (!talk_->keep(number_, shared_from_this())) return;
+  // The deadline of the whole stream is kept by the door.
+  const double told_at = request_.timeout_seconds ? due_at_ : batching::kNever;
+  if (!talk_->keep(number_, shared_from_this(), told_at)) return;
   const std::optional<PassReason> reason =
       begin(talk_->context(), Form::kPredictStream, {message_.owner, {}}, request_.request, due_at_, request_.id);
   if (reason) must_pass(*reason);

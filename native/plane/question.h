@@ -22,6 +22,7 @@ struct Tensor {
   std::vector<Piece> pieces;        // row-major, little-endian; an element may lie in two
   std::unique_ptr<std::byte[]> decoded;  // what `pieces` names, when it did not lie in the message as such
   std::size_t size_bytes = 0;
+  bool came_as_values = false;  // readable, for people: of a PredictRequest
 };
 
 // Everything lies in the message, or in `scratch` and `decoded`.
@@ -34,7 +35,7 @@ struct Question {
   int priority = 0;  // higher goes first
   std::optional<double> timeout_seconds;
   std::string_view id;
-  // Whether the answer's numbers travel as bytes.
+  // Whether the answer's numbers travel as bytes; else as values that people can read.
   bool is_raw = true;
   wire::Scratch scratch;
 };

@@ -1,11 +1,18 @@
 #include "plane/talk.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "plane/statuses.h"
 
 namespace headrace::plane {
+namespace {
+
+// The timer does not come more often than this to one stream: what falls due in between is told so much late.
+constexpr double kTimerSeconds = 0.001;
+
+}  // namespace
 
 Talk::Talk(const Context& context, Method method, Method part, const CallInfo& info, Stream& stream)
     : context_(context), stream_(stream), part_(part), record_(context, method, info) {
@@ -13,6 +20,10 @@ Talk::Talk(const Context& context, Method method, Method part, const CallInfo& i
     is_read_ = true;
     ending_ = draining();
   }
+}
+
+Talk::~Talk() {
+  if (timer_) timer_->forget(*this);
 }
 
 void Talk::has_read(std::optional<Bytes> message) noexcept {
@@ -31,6 +42,16 @@ void Talk::has_read(std::optional<Bytes> message) noexcept {
     }
   }
   if (is_wanted) ask(number, *std::move(message));
+  advance();
+}
+
+void Talk::stop(const Status& status) noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    is_reading_ = false;
+    if (!is_read_) ending_ = status;
+    is_read_ = true;
+  }
   advance();
 }
 
@@ -72,12 +93,44 @@ void Talk::drain() noexcept {
   advance();
 }
 
-bool Talk::keep(Number number, std::shared_ptr<Prediction> prediction) {
+bool Talk::keep(Number number, std::shared_ptr<Prediction> prediction, double due_at) {
   const std::lock_guard lock(mutex_);
   const auto found = slots_.find(number);
   if (found == slots_.end()) return false;
   found->second.prediction = std::move(prediction);
+  found->second.due_at = due_at;
+  if (due_at < watched_until_) watch(due_at);
   return true;
+}
+
+void Talk::expire(Prediction&) {}
+
+// With the lock held.
+void Talk::watch(double due_at) {
+  watched_until_ = due_at;
+  if (!timer_) timer_ = batching::Timer::shared();
+  timer_->call(shared_from_this(), due_at);
+}
+
+void Talk::expire_due() noexcept {
+  std::vector<std::shared_ptr<Prediction>> expired;
+  {
+    const std::lock_guard lock(mutex_);
+    const double now = batching::steady_seconds();
+    double next = batching::kNever;
+    for (auto& [number, slot] : slots_) {
+      if (!slot.prediction || slot.ready) continue;
+      if (slot.due_at <= now) {
+        expired.push_back(slot.prediction);
+        slot.due_at = batching::kNever;
+      } else {
+        next = std::min(next, slot.due_at);
+      }
+    }
+    watched_until_ = batching::kNever;
+    if (next < batching::kNever) watch(std::max(next, now + kTimerSeconds));
+  }
+  for (const std::shared_ptr<Prediction>& prediction : expired) expire(*prediction);
 }
 
 void Talk::answer(Number number, Block message, std::string id) {

@@ -14,6 +14,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "batching/clock.h"
+#include "batching/timer.h"
 #include "plane/call_record.h"
 #include "plane/context.h"
 #include "plane/conversation.h"
@@ -21,13 +23,16 @@
 
 namespace headrace::plane {
 
-class Talk : public Conversation, public std::enable_shared_from_this<Talk> {
+class Talk : public Conversation, public batching::Due, public std::enable_shared_from_this<Talk> {
  public:
   // `part` is the unary method that a message becomes when it is passed on.
   Talk(const Context& context, Method method, Method part, const CallInfo& info, Stream& stream);
 
+  ~Talk() override;
+
   void start() noexcept override { advance(); }
   void has_read(std::optional<Bytes> message) noexcept override;
+  void stop(const Status& status) noexcept override;
   void has_written(bool is_ok) noexcept override;
   void cancel() noexcept override;
   std::string_view request_id() const noexcept override { return record_.request_id(); }
@@ -46,8 +51,11 @@ class Talk : public Conversation, public std::enable_shared_from_this<Talk> {
   const Context& context() const { return context_; }
   double deadline() const { return record_.deadline(); }
 
-  // Keeps what is under way for a request, to be ended with the stream.  False when the stream has ended.
-  bool keep(Number number, std::shared_ptr<Prediction> prediction);
+  // Keeps what is under way for a request, to be ended with the stream.  False when the stream has ended.  When it has no
+  // answer at `due_at`, `expire` follows.
+  bool keep(Number number, std::shared_ptr<Prediction> prediction, double due_at = batching::kNever);
+  // The time of a request is over; it may have been answered just now.
+  virtual void expire(Prediction& prediction);
   void answer(Number number, Block message, std::string id = {});
   void pass(Number number, PassReason reason, Bytes request, double deadline, std::shared_ptr<Passage> passage);
   // The bytes are not a message of this stream: what is under way is answered, then the stream ends with this.
@@ -65,6 +73,7 @@ class Talk : public Conversation, public std::enable_shared_from_this<Talk> {
     std::shared_ptr<Prediction> prediction;
     std::shared_ptr<PassedCall> passed;
     std::optional<Ready> ready;
+    double due_at = batching::kNever;
   };
   struct ToPass {
     Number number = 0;
@@ -79,6 +88,8 @@ class Talk : public Conversation, public std::enable_shared_from_this<Talk> {
   void advance();
   Act next();
   void collect(Number number);
+  void watch(double due_at);
+  void expire_due() noexcept override;
 
   const Context& context_;
   Stream& stream_;
@@ -100,6 +111,8 @@ class Talk : public Conversation, public std::enable_shared_from_this<Talk> {
   std::deque<Ready> ready_;
   std::deque<ToPass> to_pass_;
   std::unordered_set<std::string> ids_;
+  double watched_until_ = batching::kNever;  // when the timer comes
+  std::shared_ptr<batching::Timer> timer_;
 };
 
 }  // namespace headrace::plane

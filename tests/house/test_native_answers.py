@@ -110,6 +110,15 @@ def predict(model: str = "models/double", values: list[Any] | None = None, **fie
     return pb.PredictRequest(model=model, inputs={"x": tensor(values or [[1, 2]])}, **fields)
 
 
+def readable(model: str, data_type: str, shape: list[int], **form: Any) -> pb.PredictRequest:
+    """With values instead of bytes: `floats`, `ints` or `strings`."""
+    number = tensor_pb2.DataType.Value(f"DATA_TYPE_{data_type}")
+    content = {name: {"values": values} for name, values in form.items()}
+    return pb.PredictRequest(
+        model=f"models/{model}", inputs={"x": tensor_pb2.Tensor(data_type=number, shape=shape, **content)}
+    )
+
+
 def infer(model: str = "double", **fields: Any) -> oip.ModelInferRequest:
     request = oip.ModelInferRequest(model_name=model, **fields)
     request.inputs.add(name="x", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([1, 2])
@@ -151,6 +160,17 @@ PREDICTIONS: list[pb.PredictRequest] = [
     pb.PredictRequest(model="models/half", inputs={"x": tensor([[1, 2]], "FP16", "<f2")}),
     pb.PredictRequest(model="models/flags", inputs={"x": tensor([[True, False]], "BOOL", "?")}),
     pb.PredictRequest(model="models/whole", inputs={"x": tensor([1, -2, 3], "INT8", "i1")}),
+    readable("double", "FP32", [1, 2], floats=[0.1, -2]),
+    readable("double", "FP32", [1, 2], floats=[0.1, 1e39]),
+    readable("double", "FP32", [1, 2], floats=[0.1, float("nan")]),
+    readable("double", "FP32", [1, 2], ints=[1, 2]),
+    readable("double", "FP32", [1, 2], strings=["1", "2"]),
+    readable("half", "FP16", [1, 2], floats=[0.1, -2]),
+    readable("flags", "BOOL", [1, 2], ints=[0, 1]),
+    readable("flags", "BOOL", [1, 2], ints=[0, 2]),
+    readable("whole", "INT8", [3], ints=[1, -128, 127]),
+    readable("whole", "INT8", [3], ints=[1, -128, 128]),
+    readable("look", "INT64", [2], ints=[1, 3]),
 ]
 INFERENCES: list[oip.ModelInferRequest] = [
     infer(),

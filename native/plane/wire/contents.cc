@@ -1,16 +1,19 @@
 #include "plane/wire/contents.h"
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <type_traits>
 
 #include "plane/wire/tensors.h"
 
 namespace headrace::plane::wire {
 namespace {
 
-constexpr std::uint32_t kLastField = 8;
+constexpr std::uint32_t kLastContentsField = 8;  // of InferTensorContents
+constexpr std::uint32_t kValuesField = 1;        // of FloatValues and IntValues
 
 // `Wide` is the type on the wire, which cuts what is longer, as protobuf does.
 template <class Wide, class Narrow>
@@ -48,14 +51,49 @@ Put put_of(Element element) {
   }
 }
 
-// Reads the one field that may be there; fails when it is there in several runs, or not packed.
-bool find_run(Reader contents, std::uint32_t field, Reader& run) {
+// Any integer travels as 64 bits with a sign.
+template <class Narrow>
+bool put_int(std::uint64_t value, std::byte* to) {
+  const auto wide = static_cast<std::int64_t>(value);
+  if constexpr (sizeof(Narrow) < sizeof wide) {
+    if (wide < std::int64_t{std::numeric_limits<Narrow>::min()} ||
+        wide > std::int64_t{std::numeric_limits<Narrow>::max()}) {
+      return false;
+    }
+  } else if (std::is_unsigned_v<Narrow> && wide < 0) {
+    return false;
+  }
+  const auto narrow = static_cast<Narrow>(wide);
+  std::memcpy(to, &narrow, sizeof narrow);
+  return true;
+}
+
+bool put_flag(std::uint64_t value, std::byte* to) { return value <= 1 && put_bool(value, to); }
+
+// Nothing for floats.
+Put put_int_of(Element element) {
+  switch (element) {
+    case Element::kBool: return &put_flag;
+    case Element::kInt8: return &put_int<std::int8_t>;
+    case Element::kInt16: return &put_int<std::int16_t>;
+    case Element::kInt32: return &put_int<std::int32_t>;
+    case Element::kInt64: return &put_int<std::int64_t>;
+    case Element::kUint8: return &put_int<std::uint8_t>;
+    case Element::kUint16: return &put_int<std::uint16_t>;
+    case Element::kUint32: return &put_int<std::uint32_t>;
+    case Element::kUint64: return &put_int<std::uint64_t>;
+    default: return nullptr;
+  }
+}
+
+// Reads the one field that may be there, of those that there are; fails when it is there in several runs, or not packed.
+bool find_run(Reader contents, std::uint32_t field, std::uint32_t last_field, Reader& run) {
   bool has_run = false;
   while (!contents.is_at_end()) {
     Tag tag;
     Reader content;
     if (!contents.read_tag(tag)) return false;
-    if (tag.field > kLastField) {
+    if (tag.field > last_field) {
       if (!contents.skip(tag.type)) return false;
       continue;
     }
@@ -65,16 +103,37 @@ bool find_run(Reader contents, std::uint32_t field, Reader& run) {
   return has_run;
 }
 
+// Room for elements that do not lie in the message as such.
+void make_room(std::size_t count, Tensor& tensor) {
+  tensor.size_bytes = count * size_of(tensor.element);
+  tensor.decoded.reset(new std::byte[tensor.size_bytes]);
+}
+
 bool decode(Reader run, std::size_t count, Put put_element, Tensor& tensor) {
   if (run.left() < count) return false;  // each takes at least one byte: so nothing large is made for a small message
   const std::size_t size = size_of(tensor.element);
-  tensor.size_bytes = count * size;
-  tensor.decoded.reset(new std::byte[tensor.size_bytes]);
+  make_room(count, tensor);
   for (std::size_t i = 0; i < count; ++i) {
     std::uint64_t value = 0;
     if (!run.read_varint(value) || !put_element(value, tensor.decoded.get() + i * size)) return false;
   }
   if (!run.is_at_end()) return false;
+  tensor.pieces.push_back({tensor.decoded.get(), tensor.size_bytes});
+  return true;
+}
+
+bool narrow(Reader run, std::size_t count, Tensor& tensor) {
+  if (run.left() != count * sizeof(double)) return false;
+  make_room(count, tensor);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint64_t bits = 0;
+    double wide = 0;
+    run.read_fixed64(bits);
+    std::memcpy(&wide, &bits, sizeof wide);
+    const auto value = static_cast<float>(wide);
+    if (std::isinf(value) != std::isinf(wide)) return false;  // too large
+    std::memcpy(tensor.decoded.get() + i * sizeof value, &value, sizeof value);
+  }
   tensor.pieces.push_back({tensor.decoded.get(), tensor.size_bytes});
   return true;
 }
@@ -102,9 +161,25 @@ bool take_contents(Reader contents, Tensor& tensor) {
   const std::uint32_t field = contents_field(tensor.element);
   const std::optional<std::size_t> count = count_elements(tensor.shape, tensor.element);
   Reader run;
-  if (field == 0 || !count || !find_run(contents, field, run)) return false;
+  if (field == 0 || !count || !find_run(contents, field, kLastContentsField, run)) return false;
   if (const Put put_element = put_of(tensor.element)) return decode(run, *count, put_element, tensor);
   return take_bytes(run, tensor);
+}
+
+bool take_floats(Reader values, Tensor& tensor) {
+  const std::optional<std::size_t> count = count_elements(tensor.shape, tensor.element);
+  Reader run;
+  if (!count || !find_run(values, kValuesField, kValuesField, run)) return false;
+  if (tensor.element == Element::kFp64) return take_bytes(run, tensor);
+  return tensor.element == Element::kFp32 && narrow(run, *count, tensor);
+}
+
+bool take_ints(Reader values, Tensor& tensor) {
+  const Put put_element = put_int_of(tensor.element);
+  const std::optional<std::size_t> count = count_elements(tensor.shape, tensor.element);
+  Reader run;
+  if (put_element == nullptr || !count || !find_run(values, kValuesField, kValuesField, run)) return false;
+  return decode(run, *count, put_element, tensor);
 }
 
 }  // namespace headrace::plane::wire

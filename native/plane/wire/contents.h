@@ -1,4 +1,5 @@
-// inference.InferTensorContents, read: elements in typed fields.
+// Elements in typed fields, read: those of inference.InferTensorContents, and those of headrace.type.v1.FloatValues and
+// IntValues.
 #pragma once
 
 #include "plane/question.h"
@@ -10,6 +11,11 @@ namespace headrace::plane::wire {
 // on the wire, are decoded.  Fails when they lie in another field, are too few or too many, or out of range, or the type
 // travels raw only.
 bool take_contents(Reader contents, Tensor& tensor);
+
+// Takes the elements of a tensor of floats or integers from their values; of 16 and 8 bits only integers are read here.
+// Fails when they are too few or too many, in several runs, or out of range.
+bool take_floats(Reader values, Tensor& tensor);
+bool take_ints(Reader values, Tensor& tensor);
 
 // The number of the field in which elements of a type travel; 0 for those that travel raw only.
 std::uint32_t contents_field(Element element);

@@ -1,7 +1,10 @@
 #include "plane/wire/predict.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <utility>
 
+#include "plane/wire/contents.h"
 #include "plane/wire/tensors.h"
 
 namespace headrace::plane::wire {
@@ -12,6 +15,12 @@ constexpr std::string_view kModels = "models/";
 constexpr std::string_view kVersions = "/versions/";
 constexpr std::int32_t kFormatUnspecified = 0;
 constexpr std::int32_t kFormatBytes = 1;
+constexpr std::int32_t kFormatValues = 2;
+// The forms of a tensor's content, by the numbers of their fields.
+constexpr std::uint32_t kData = 3;
+constexpr std::uint32_t kFloats = 4;
+constexpr std::uint32_t kInts = 5;
+constexpr std::uint32_t kStrings = 6;
 // The numbers of headrace.type.v1.DataType begin at 1 and are otherwise in the order of `Element`.
 constexpr std::int32_t kFirstDataType = 1;
 
@@ -20,7 +29,8 @@ std::int32_t as_int32(std::uint64_t value) { return static_cast<std::int32_t>(st
 
 bool read_tensor(Reader message, Tensor& tensor) {
   std::int32_t data_type = 0;
-  std::optional<Reader> content;
+  std::uint32_t form = 0;
+  Reader content;
   while (!message.is_at_end()) {
     Tag tag;
     if (!message.read_tag(tag)) return false;
@@ -33,28 +43,32 @@ bool read_tensor(Reader message, Tensor& tensor) {
       case 2:
         if (!read_lengths(tag, message, tensor.shape)) return false;
         break;
-      case 3: {
-        Reader data;
-        if (tag.type != WireType::kLength || content || !message.read_length(data)) return false;
-        content = data;
+      case kData:
+      case kFloats:
+      case kInts:
+        if (tag.type != WireType::kLength || form != 0 || !message.read_length(content)) return false;
+        form = tag.field;
         break;
-      }
-      case 4:
-      case 5:
-      case 6: return false;  // values, which people send
+      case kStrings: return false;
       default:
         if (!message.skip(tag.type)) return false;
     }
   }
   const auto index = static_cast<std::int64_t>(data_type) - kFirstDataType;
-  if (!content || index < 0 || index >= static_cast<std::int64_t>(kElements.size())) return false;
+  if (index < 0 || index >= static_cast<std::int64_t>(kElements.size())) return false;
   tensor.element = static_cast<Element>(index);
-  return take_bytes(*content, tensor);
+  tensor.came_as_values = form != kData;
+  switch (form) {
+    case kData: return take_bytes(content, tensor);
+    case kFloats: return take_floats(content, tensor);
+    case kInts: return take_ints(content, tensor);
+    default: return false;
+  }
 }
 
 bool read_input(Reader entry, Question& question) {
   if (question.inputs.size() == kMostTensors) return false;
-  Tensor& tensor = question.inputs.emplace_back();
+  Tensor tensor;
   bool has_name = false;
   std::optional<Reader> value;
   while (!entry.is_at_end()) {
@@ -71,8 +85,19 @@ bool read_input(Reader entry, Question& question) {
       return false;
     }
   }
-  return has_name && value && read_tensor(*value, tensor);
+  if (!has_name || !value || !read_tensor(*value, tensor)) return false;
+  // Of two entries of a map with the same key the last counts.
+  const auto same = std::find_if(question.inputs.begin(), question.inputs.end(),
+                                 [&](const Tensor& other) { return other.name == tensor.name; });
+  if (same == question.inputs.end()) {
+    question.inputs.push_back(std::move(tensor));
+  } else {
+    *same = std::move(tensor);
+  }
+  return true;
 }
+
+bool came_as_values(const Tensor& tensor) { return tensor.came_as_values; }
 
 bool split_name(std::string_view name, Question& question) {
   if (name.substr(0, kModels.size()) != kModels) return false;
@@ -145,7 +170,10 @@ bool read_predict(Reader message, Question& question) {
         if (!message.skip(tag.type)) return false;
     }
   }
-  if (format != kFormatUnspecified && format != kFormatBytes) return false;
+  if (format < kFormatUnspecified || format > kFormatValues) return false;
+  question.is_raw = format == kFormatUnspecified
+                        ? std::none_of(question.inputs.begin(), question.inputs.end(), came_as_values)
+                        : format == kFormatBytes;
   if (question.priority < -kHighestPriority || question.priority > kHighestPriority) return false;
   return split_name(name, question);
 }

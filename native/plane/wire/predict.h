@@ -10,7 +10,8 @@
 
 namespace headrace::plane::wire {
 
-// False when the message is not one that the plane answers: malformed, wrong, or with numbers in readable form.
+// False when the message is not one that the plane answers: malformed, wrong, or with texts, or values that are none of
+// FP32, FP64, an integer type and BOOL.
 bool read_predict(Reader message, Question& question);
 
 // One message of a PredictStream.

@@ -39,8 +39,8 @@ def seeds() -> Iterator[tuple[int, bytes]]:
     """Real messages, each with the number of its reader."""
     for data_type in DataType:
         if data_type is not DataType.STRING:
-            predict, raw, typed = _requests(data_type)
-            yield PREDICT, predict.SerializeToString()
+            predict, readable, raw, typed = _requests(data_type)
+            yield from ((PREDICT, each.SerializeToString()) for each in (predict, readable))
             stream = predict_pb.PredictStreamRequest(id="é7", request=predict)
             stream.timeout.FromMilliseconds(1500)
             yield STREAM, stream.SerializeToString()
@@ -98,7 +98,9 @@ def build(compiler: str) -> Path:
 
 def _requests(
     data_type: DataType,
-) -> tuple[predict_pb.PredictRequest, infer_pb.ModelInferRequest, infer_pb.ModelInferRequest]:
+) -> tuple[
+    predict_pb.PredictRequest, predict_pb.PredictRequest, infer_pb.ModelInferRequest, infer_pb.ModelInferRequest
+]:
     array = np.arange(6).reshape(2, 3).astype(data_type.dtype)
     if data_type is DataType.BOOL:
         array = array != 0
@@ -107,6 +109,12 @@ def _requests(
     tensor.data_type = tensor_pb2.DataType.Value(f"DATA_TYPE_{data_type}")
     tensor.shape.extend(array.shape)
     tensor.data = array.tobytes()
+    readable = predict_pb.PredictRequest()
+    readable.CopyFrom(predict)
+    if data_type.is_floating:
+        readable.inputs["pixels"].floats.values.extend(array.ravel().tolist())
+    else:
+        readable.inputs["pixels"].ints.values.extend(array.ravel().tolist())
     raw = infer_pb.ModelInferRequest(model_name="digits", model_version="3", id="7")
     raw.parameters["priority"].uint64_param = 7
     raw.parameters["timeout"].int64_param = 50_000
@@ -126,7 +134,7 @@ def _requests(
         contents.uint64_contents.extend(range(6))
     else:
         (contents.uint_contents if data_type.startswith("U") else contents.int_contents).extend(range(6))
-    return predict, raw, typed
+    return predict, readable, raw, typed
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ TYPED = {
     DataType.FP64: "fp64_contents",
 }
 
+READABLE = [*TYPED]
+"""The types whose values the native reader takes, too; those of other types are left to the complete server."""
+
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=0, max_size=8)
 shapes = st.lists(st.integers(1, 4), max_size=4)
 models = st.sampled_from(["digits", "digits@champion", "a", "x-1"])
@@ -59,15 +62,24 @@ def predict_requests(draw: st.DrawFn) -> predict_pb.PredictRequest:
     request = predict_pb.PredictRequest(
         model=f"models/{model.partition('@')[0]}/versions/{version}" if version else f"models/{model}",
         output_names=draw(st.lists(names, max_size=3)),
-        content_format=draw(st.sampled_from([_Format.CONTENT_FORMAT_UNSPECIFIED, _Format.CONTENT_FORMAT_BYTES])),
+        content_format=draw(st.sampled_from(_Format.values())),
         priority=draw(st.integers(-100, 100)),
     )
     for name, array in draw(st.dictionaries(names, arrays(), max_size=3)).items():
         tensor = request.inputs[name]
         tensor.data_type = tensor_pb2.DataType.Value(f"DATA_TYPE_{DataType.of(array.dtype)}")
         tensor.shape.extend(array.shape)
-        tensor.data = array.tobytes()
+        if DataType.of(array.dtype) in READABLE and draw(st.booleans()) and fits_values(array):
+            form = tensor.floats if array.dtype.kind == "f" else tensor.ints
+            form.values.extend(array.ravel().tolist())
+        else:
+            tensor.data = array.tobytes()
     return request
+
+
+def fits_values(array: Array) -> bool:
+    """Whether the values of an array can travel as such: not integers above 63 bits."""
+    return array.dtype != np.uint64 or int(array.max()) < 2**63
 
 
 @st.composite

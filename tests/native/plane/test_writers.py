@@ -35,6 +35,9 @@ VERSION = ModelVersion(
 
 times = st.floats(0, 1e5).map(lambda seconds: round(seconds, 9))
 outputs = st.dictionaries(names, arrays(), min_size=1, max_size=3)
+readable_outputs = st.dictionaries(
+    names, arrays([kind for kind in NUMBERS if not kind.startswith("FP8")]), min_size=1, max_size=3
+)
 typed_outputs = st.dictionaries(names, arrays([*TYPED]), min_size=1, max_size=3)
 
 
@@ -79,15 +82,16 @@ def static_parts() -> tuple[bytes, bytes]:
     return predict.SerializeToString(), infer.SerializeToString()
 
 
-@given(outputs, timings(), names)
+@given(readable_outputs, timings(), names, st.booleans())
 def test_a_predict_response_is_the_one_of_the_complete_server(
-    found: dict[str, Array], timing: Timing, request_id: str
+    found: dict[str, Array], timing: Timing, request_id: str, is_raw: bool
 ) -> None:
     prediction = Prediction(VERSION, found, timing, PROVENANCE)
-    whole = prediction_to_proto(prediction, as_values=False)
+    whole = prediction_to_proto(prediction, as_values=not is_raw)
 
-    assert same(predict_pb.PredictResponse.FromString(write(PREDICT, prediction)), whole)
-    streamed = predict_pb.PredictStreamResponse.FromString(write(PREDICT_STREAM, prediction, request_id))
+    assert same(predict_pb.PredictResponse.FromString(write(PREDICT, prediction, is_raw=is_raw)), whole)
+    content = write(PREDICT_STREAM, prediction, request_id, is_raw=is_raw)
+    streamed = predict_pb.PredictStreamResponse.FromString(content)
     assert same(streamed, predict_pb.PredictStreamResponse(id=request_id, response=whole))
 
 
@@ -117,6 +121,10 @@ def test_rows_that_come_in_slices_lie_in_order(data_type: DataType, is_raw: bool
     written = write(INFER, prediction, "7", slices=slices, is_raw=is_raw)
 
     assert same(infer_pb.ModelInferResponse.FromString(written), response_of(prediction, "7", is_raw=is_raw))
+    if is_raw or not data_type.startswith("FP8"):
+        predicted = write(PREDICT, prediction, slices=slices, is_raw=is_raw)
+        whole = prediction_to_proto(prediction, as_values=not is_raw)
+        assert same(predict_pb.PredictResponse.FromString(predicted), whole)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 110, 120, 126, 127, 128, 16_000, 16_200, 16_383, 16_384, 2_097_000])

@@ -222,6 +222,47 @@ TEST_CASE("a request that takes longer than it may is told so, and the stream go
   CHECK(line.wait_for_end().is_ok());
 }
 
+TEST_CASE("a request that is being run when its time is over is told so at once, and only that") {
+  Served served;
+  served.model.hold();
+  Line line(served.plane, Method::kPredictStream);
+  line.talk->start();
+  const std::string timeout = field(3, number_field(1, 1));
+
+  line.send(stream_request("running", predict_request({1, 2})) + timeout);
+  served.model.wait_until_held();
+  const std::vector<std::string> told = line.wait_for(1);
+  line.send(stream_request("running", predict_request({3, 4})));
+  served.model.let_go();
+
+  CHECK(id_in(told[0]) == "running");
+  CHECK(problem_in(told[0]) == "the request took longer than it may");
+  CHECK(values_in(line.wait_for(2)[1]) == std::vector<float>{6, 8});
+  line.send_no_more();
+  CHECK(line.wait_for_end().is_ok());
+}
+
+TEST_CASE("requests with times of their own are told in the order of those times") {
+  Served served;
+  served.model.hold();
+  Line line(served.plane, Method::kPredictStream);
+  line.talk->start();
+  const auto timeout = [](std::uint64_t millis) { return field(3, number_field(2, millis * 1'000'000)); };
+
+  line.send(stream_request("first", predict_request({1, 2})));
+  served.model.wait_until_held();
+  line.send(stream_request("late", predict_request({1, 2})) + timeout(120));
+  line.send(stream_request("early", predict_request({1, 2})) + timeout(30));
+  const std::vector<std::string> answers = line.wait_for(2);
+  served.model.let_go();
+
+  CHECK(id_in(answers[0]) == "early");
+  CHECK(id_in(answers[1]) == "late");
+  line.wait_for(3);
+  line.send_no_more();
+  CHECK(line.wait_for_end().is_ok());
+}
+
 TEST_CASE("what is passed on comes back into the stream") {
   Served served;
   Line line(served.plane, Method::kPredictStream);
