@@ -2,10 +2,12 @@
 #include "door/door.h"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "bindings/parts.h"
@@ -27,30 +29,44 @@ struct EndWithoutLock {
   }
 };
 
+// Code, message, and a serialized google.rpc.Status.
+using PlainStatus = std::tuple<int, std::string, py::bytes>;
+
+plane::Status status_from(const PlainStatus& plain) {
+  const auto& [code, message, details] = plain;
+  return {code, message, std::string(details)};
+}
+
 }  // namespace
 
 void bind_door(py::module_& module) {
   using Holder = std::unique_ptr<Door, EndWithoutLock>;
   const auto make = [](std::string address, std::string complete_server, std::int64_t max_message_bytes,
-                       std::int64_t max_buffered_bytes, std::int64_t max_concurrent_calls, int gone_code, std::string gone_message,
-                       const py::bytes& gone_details, std::string certificate, std::string key,
-                       std::string client_authority, const py::object& plane) {
+                       std::int64_t max_metadata_bytes, std::int64_t max_buffered_bytes,
+                       std::int64_t max_concurrent_calls, const PlainStatus& gone, const PlainStatus& too_many_calls,
+                       const PlainStatus& too_much_metadata, const PlainStatus& too_large, std::string certificate,
+                       std::string key, std::string client_authority, const py::object& plane) {
     door::Options options;
     options.address = std::move(address);
     options.complete_server = std::move(complete_server);
     options.max_message_bytes = max_message_bytes;
     options.max_buffered_bytes = max_buffered_bytes;
     options.max_concurrent_calls = max_concurrent_calls;
-    options.gone = {gone_code, std::move(gone_message), std::string(gone_details)};
+    options.max_metadata_bytes = max_metadata_bytes;
+    options.gone = status_from(gone);
+    options.too_many_calls = status_from(too_many_calls);
+    options.too_much_metadata = status_from(too_much_metadata);
+    options.too_large = status_from(too_large);
     options.tls = {std::move(certificate), std::move(key), std::move(client_authority)};
     return Holder(new Door(std::move(options), plane_from(plane)));
   };
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Door, Holder>(module, "Door")
       .def(py::init(make), py::kw_only(), py::arg("address"), py::arg("complete_server"), py::arg("max_message_bytes"),
-           py::arg("max_buffered_bytes"), py::arg("max_concurrent_calls"), py::arg("gone_code"),
-           py::arg("gone_message"), py::arg("gone_details"), py::arg("certificate") = "", py::arg("key") = "",
-           py::arg("client_authority") = "", py::arg("plane") = py::none())
+           py::arg("max_metadata_bytes"), py::arg("max_buffered_bytes"), py::arg("max_concurrent_calls"),
+           py::arg("gone"), py::arg("too_many_calls"), py::arg("too_much_metadata"), py::arg("too_large"),
+           py::arg("certificate") = "", py::arg("key") = "", py::arg("client_authority") = "",
+           py::arg("plane") = py::none())
       .def("bind", &Door::bind, release)
       .def("open", &Door::open)
       .def("close", &Door::close, py::arg("grace_seconds"), release)

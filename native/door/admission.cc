@@ -2,6 +2,10 @@
 
 #include <string>
 
+#include "door/metadata.h"
+#include "door/onward.h"
+#include "plane/call_record.h"
+
 namespace headrace::door {
 namespace {
 
@@ -13,18 +17,24 @@ std::size_t size_of_metadata(const grpc::CallbackServerContext& caller) {
   return size;
 }
 
-grpc::Status refused(const std::string& why) { return {grpc::StatusCode::RESOURCE_EXHAUSTED, why}; }
-
 }  // namespace
 
-std::optional<grpc::Status> Admission::enter(const grpc::CallbackServerContext& caller) {
-  if (const std::size_t size = size_of_metadata(caller); size > kMaxMetadataBytes) {
-    return refused("the metadata has " + std::to_string(size) + " bytes, more than " +
-                   std::to_string(kMaxMetadataBytes));
+grpc::Status refuse(grpc::CallbackServerContext& caller, const plane::Status& status) {
+  caller.AddTrailingMetadata(kRequestId, plane::request_id_of(value_of(caller, kRequestId)));
+  return status_of(status);
+}
+
+std::optional<grpc::Status> Admission::enter(grpc::CallbackServerContext& caller) {
+  if (size_of_metadata(caller) > static_cast<std::size_t>(options_.max_metadata_bytes)) {
+    return refuse(caller, options_.too_much_metadata);
   }
-  if (count_.fetch_add(1, std::memory_order_relaxed) < limit_) return std::nullopt;
+  if (count_.fetch_add(1, std::memory_order_relaxed) < options_.max_concurrent_calls) return std::nullopt;
   leave();
-  return refused("the server has as many calls under way as it takes; try again later");
+  return refuse(caller, options_.too_many_calls);
+}
+
+bool Admission::is_too_large(const grpc::ByteBuffer& message) const {
+  return message.Length() > static_cast<std::size_t>(options_.max_message_bytes);
 }
 
 }  // namespace headrace::door

@@ -76,14 +76,16 @@ class Door::Parts {
       : options(std::move(chosen)),
         plane(std::move(answering)),
         onward(options),
-        admission(options.max_concurrent_calls),
+        admission(options),
         passage(onward, admission) {
     if (plane != nullptr) data_plane = std::make_unique<DataPlane>(*plane, onward, admission);
   }
 
   void configure(grpc::ServerBuilder& builder) {
     builder.AddListeningPort(options.address, credentials_of(options.tls), &port);
-    builder.SetMaxReceiveMessageSize(as_int(options.max_message_bytes));
+    // Admission weighs messages: gRPC would refuse one that is too large when it has all of it, too, without a reason
+    // that programs can read.  What has come and waits is bounded by the quota below.
+    builder.SetMaxReceiveMessageSize(-1);
     builder.SetMaxSendMessageSize(as_int(options.max_message_bytes));
     // Off: a second server on the same port must fail loudly rather than share its callers.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -96,7 +98,6 @@ class Door::Parts {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxParsedMetadataBytes);
-    // gRPC refuses a message that is too large only when it has all of it; so what has come and waits is bounded here.
     builder.SetResourceQuota(grpc::ResourceQuota("headrace").Resize(static_cast<std::size_t>(options.max_buffered_bytes)));
     if (data_plane != nullptr) builder.RegisterService(data_plane.get());
     builder.RegisterCallbackGenericService(&passage);

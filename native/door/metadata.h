@@ -20,6 +20,9 @@ inline constexpr std::string_view kPart = "x-headrace-part";
 // How the caller calls itself; gRPC does not let its own header be set.
 inline constexpr std::string_view kUserAgent = "x-headrace-user-agent";
 
+// Finds a call in logs, for both sides.
+inline constexpr const char* kRequestId = "x-request-id";
+
 // The name that a caller's certificate proves; empty when there is none.
 std::string identity_of(const grpc::CallbackServerContext& caller);
 

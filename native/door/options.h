@@ -24,12 +24,17 @@ struct Options {
   // Where the complete server listens: "unix:/path".
   std::string complete_server;
   std::int64_t max_message_bytes = 64 << 20;
+  // What callers may say of a call, in bytes as HTTP/2 counts them.
+  std::int64_t max_metadata_bytes = 16 << 10;
   // What has come from all callers and is not yet read; when there is more, calls are cancelled until there is less.
   std::int64_t max_buffered_bytes = std::int64_t{1} << 30;
   // Calls under way, streams included; more are refused.
   std::int64_t max_concurrent_calls = 8192;
-  // How a call ends that the complete server can no longer be asked for.
+  // How calls end that the complete server cannot be asked for any more, or that are over one of these limits.
   plane::Status gone;
+  plane::Status too_many_calls;
+  plane::Status too_much_metadata;
+  plane::Status too_large;
   Tls tls;
 };
 

@@ -41,7 +41,11 @@ class Passing final : public grpc::ServerGenericBidiReactor {
   void OnReadDone(bool ok) override {
     const std::lock_guard<std::mutex> lock(writing_);
     if (is_written_) return;
-    if (ok) {
+    if (ok && admission_.is_too_large(from_caller_)) {
+      is_too_large_ = true;
+      ahead_context_.TryCancel();
+      end_writing();
+    } else if (ok) {
       ahead_.StartWrite(&from_caller_);
     } else {
       ahead_.StartWritesDone();
@@ -113,8 +117,14 @@ class Passing final : public grpc::ServerGenericBidiReactor {
   }
 
   void end(const grpc::Status& status) {
-    Finish(onward_.pass_on(status, ahead_context_, caller_));
+    Finish(was_too_large() ? refuse(caller_, admission_.too_large())
+                           : onward_.pass_on(status, ahead_context_, caller_));
     let_go();
+  }
+
+  bool was_too_large() {
+    const std::lock_guard<std::mutex> lock(writing_);
+    return is_too_large_;
   }
 
   void let_go() {
@@ -130,6 +140,7 @@ class Passing final : public grpc::ServerGenericBidiReactor {
   ByteBuffer from_ahead_;
   std::mutex writing_;
   bool is_written_ = false;
+  bool is_too_large_ = false;  // what the caller has sent
   std::atomic<int> sides_{2};
 };
 

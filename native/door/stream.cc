@@ -104,7 +104,9 @@ class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Str
   // From gRPC.
 
   void OnReadDone(bool ok) override {
-    if (ok) {
+    if (ok && admission_.is_too_large(received_)) {
+      conversation_->stop(admission_.too_large());
+    } else if (ok) {
       const plane::Bytes message = bytes_of(received_);
       received_.Clear();
       conversation_->has_read(message);

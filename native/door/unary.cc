@@ -15,8 +15,6 @@
 namespace headrace::door {
 namespace {
 
-constexpr const char* kRequestId = "x-request-id";
-
 class Refusal final : public grpc::ServerUnaryReactor {
  public:
   explicit Refusal(const grpc::Status& status) { Finish(status); }
@@ -131,6 +129,10 @@ grpc::ServerUnaryReactor* answer(plane::Plane& plane, Onward& onward, Admission&
                                  grpc::CallbackServerContext& caller, const grpc::ByteBuffer& request,
                                  grpc::ByteBuffer& response) {
   if (const auto refusal = admission.enter(caller)) return new Refusal(*refusal);
+  if (admission.is_too_large(request)) {
+    admission.leave();
+    return new Refusal(refuse(caller, admission.too_large()));
+  }
   auto* call = new Answering(plane, onward, admission, method, caller, request, response);
   call->start();
   return call;

@@ -28,12 +28,16 @@ std::string new_request_id() {
 
 }  // namespace
 
+std::string request_id_of(std::string_view told) {
+  return is_request_id(told) ? std::string(told) : new_request_id();
+}
+
 CallRecord::CallRecord(const Context& context, Method method, const CallInfo& info)
     : context_(context),
       method_(method),
       deadline_(info.deadline),
       started_at_(batching::steady_seconds()),
-      request_id_(is_request_id(info.request_id) ? std::string(info.request_id) : new_request_id()),
+      request_id_(request_id_of(info.request_id)),
       span_(context.spans.begin(method, info)) {
   context_.meters.began();
 }

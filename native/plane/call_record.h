@@ -12,6 +12,9 @@
 
 namespace headrace::plane {
 
+// What a caller calls his call, or a new id where that is none.
+std::string request_id_of(std::string_view told);
+
 class CallRecord {
  public:
   // It begins now.

@@ -226,21 +226,23 @@ door_built: bool
 
 # The native door: it owns the public port and passes what it does not answer to the complete server.
 class Door:
-    # `address` as gRPC has it, port 0 for any that is free; `complete_server` "unix:/path".  `gone_…` is the status of
-    # calls for which the complete server is no longer there, its details a serialized google.rpc.Status.  The next
-    # three are PEM files: all empty, no TLS; without `client_authority` no certificate is asked of callers.  Without a
-    # `plane` every call is passed on.
+    # `address` as gRPC has it, port 0 for any that is free; `complete_server` "unix:/path".  `gone` and those after it
+    # are statuses (code, message, serialized google.rpc.Status): of calls for which the complete server is no longer
+    # there, and of calls over one of the limits.  The next three are PEM files: all empty, no TLS; without
+    # `client_authority` no certificate is asked of callers.  Without a `plane` every call is passed on.
     def __init__(
         self,
         *,
         address: str,
         complete_server: str,
         max_message_bytes: int,
+        max_metadata_bytes: int,
         max_buffered_bytes: int,
         max_concurrent_calls: int,
-        gone_code: int,
-        gone_message: str,
-        gone_details: bytes,
+        gone: tuple[int, str, bytes],
+        too_many_calls: tuple[int, str, bytes],
+        too_much_metadata: tuple[int, str, bytes],
+        too_large: tuple[int, str, bytes],
         certificate: str = "",
         key: str = "",
         client_authority: str = "",

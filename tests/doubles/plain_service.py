@@ -14,8 +14,10 @@ import grpc
 
 from headrace_server import _native
 from headrace_server.errors import Draining
+from headrace_server.rpc.bounds import MAX_METADATA_BYTES, Bounds
+from headrace_server.rpc.door import told
 from headrace_server.rpc.server import BEHIND_DOOR
-from headrace_server.rpc.status import status_of
+from headrace_server.settings import ServerSettings
 
 SERVICE = "plain.Service"
 
@@ -166,20 +168,24 @@ async def open_passage(
 ) -> AsyncIterator[Passage]:
     """Put a door in front of a plain service until the block ends."""
     service = PlainService()
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_message_bytes), *BEHIND_DOOR])
+    server = grpc.aio.server(options=[*BEHIND_DOOR])
     server.add_generic_rpc_handlers((service.methods(),))
     server.add_insecure_port(f"unix:{folder}/s")
     await server.start()
-    gone = status_of(Draining())
+    bounds = Bounds(
+        ServerSettings.model_construct(max_message_bytes=max_message_bytes, max_concurrent_calls=max_concurrent_calls)
+    )
     door = _native.Door(
         address="127.0.0.1:0",
         complete_server=f"unix:{folder}/s",
         max_message_bytes=max_message_bytes,
+        max_metadata_bytes=MAX_METADATA_BYTES,
         max_buffered_bytes=max_buffered_bytes,
         max_concurrent_calls=max_concurrent_calls,
-        gone_code=gone.code,
-        gone_message=gone.message,
-        gone_details=gone.SerializeToString(),
+        gone=told(Draining()),
+        too_many_calls=told(bounds.too_many_calls()),
+        too_much_metadata=told(bounds.too_much_metadata()),
+        too_large=told(bounds.too_large()),
     )
     assert door.bind()
     door.open()

@@ -214,7 +214,8 @@ async def test_a_message_may_be_as_large_as_the_limit_and_no_larger(passage: Pas
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await passage.method("echo")(b"m" * ((4 << 20) + 1))
 
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "server.max_message_bytes" in (caught.value.details() or "")
 
 
 async def test_more_calls_than_there_may_be_are_refused_and_the_others_go_on(tmp_path: Path) -> None:
@@ -283,11 +284,13 @@ def test_a_port_that_is_taken_is_not_shared() -> None:
             address=f"127.0.0.1:{taken.getsockname()[1]}",
             complete_server="unix:/nowhere",
             max_message_bytes=1 << 20,
+            max_metadata_bytes=1 << 14,
             max_buffered_bytes=1 << 24,
             max_concurrent_calls=1,
-            gone_code=14,
-            gone_message="",
-            gone_details=b"",
+            gone=(14, "", b""),
+            too_many_calls=(8, "", b""),
+            too_much_metadata=(3, "", b""),
+            too_large=(3, "", b""),
         )
 
         assert not door.bind()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import ssl
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -146,6 +147,31 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(door: str, serve
             while await asyncio.to_thread(certificate_shown, opened.port, authority.file) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)  # files ring no bell
         await list_jobs(opened.port, tls_credentials(authority.file))
+
+
+def version_spoken(port: int, authority: Path, most: ssl.TLSVersion) -> str | None:
+    """What the server speaks with one who knows nothing newer than `most`."""
+    context = ssl.create_default_context(cafile=str(authority))
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # else the caller itself would refuse what is old
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, most
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", port), 5) as line,
+        context.wrap_socket(line, server_hostname="server") as tls,
+    ):
+        return tls.version()
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_nothing_older_than_tls_1_2_is_spoken(door: str, server: Pair, authority: Authority) -> None:
+    async with open_door(door=door, **files(server)) as opened:
+        for most, spoken in ((ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")):
+            assert await asyncio.to_thread(version_spoken, opened.port, authority.file, most) == spoken
+        for old in (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1):
+            with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+                await asyncio.to_thread(version_spoken, opened.port, authority.file, old)
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -11,7 +11,8 @@ from typing import Literal, NoReturn, Protocol
 import grpc
 
 from headrace_server import _native
-from headrace_server.errors import CannotStart, Draining
+from headrace_server.errors import CannotStart, Draining, HeadraceError
+from headrace_server.rpc.bounds import MAX_METADATA_BYTES, Bounds
 from headrace_server.rpc.plane import Plane
 from headrace_server.rpc.server import address_of, bind, bind_socket, port_taken
 from headrace_server.rpc.status import status_of
@@ -71,6 +72,12 @@ def bind_door(
         raise
 
 
+def told(error: HeadraceError) -> tuple[int, str, bytes]:
+    """An error as the native door tells callers of it: code, message and details."""
+    status = status_of(error)
+    return status.code, status.message, status.SerializeToString()
+
+
 class _CompleteDoor:
     """The complete server, on the public port itself."""
 
@@ -100,18 +107,20 @@ class _NativeDoor:
         complete_server: str,
         plane: Plane | None,
     ) -> None:
-        gone = status_of(Draining())
+        bounds = Bounds(settings)
         tls = staged.tls if staged is not None else None
         self._server = server
         self._native = _native.Door(
             address=address_of(settings.host, settings.port),
             complete_server=complete_server,
-            max_message_bytes=settings.max_message_bytes,
+            max_message_bytes=bounds.max_message_bytes,
+            max_metadata_bytes=MAX_METADATA_BYTES,
             max_buffered_bytes=settings.max_buffered_bytes,
-            max_concurrent_calls=settings.max_concurrent_calls,
-            gone_code=gone.code,
-            gone_message=gone.message,
-            gone_details=gone.SerializeToString(),
+            max_concurrent_calls=bounds.max_calls,
+            gone=told(Draining()),
+            too_many_calls=told(bounds.too_many_calls()),
+            too_much_metadata=told(bounds.too_much_metadata()),
+            too_large=told(bounds.too_large()),
             certificate=str(tls.certificate) if tls is not None else "",
             key=str(tls.key) if tls is not None else "",
             client_authority=str(tls.client_ca or "") if tls is not None else "",

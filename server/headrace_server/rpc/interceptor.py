@@ -16,6 +16,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from headrace_server.errors import Draining, HeadraceError, InvalidSpec, Violation
+from headrace_server.rpc.bounds import Bounds
 from headrace_server.rpc.closing import closed_after
 from headrace_server.rpc.status import Statuses, trailers
 from headrace_server.telemetry.metrics import Metrics
@@ -53,6 +54,11 @@ class Interceptor:
         self._statuses = Statuses(metrics)
         self._door = _Doorkeeper(closing)
         self._is_behind_door = False
+        self._bounds: Bounds | None = None
+
+    def keep_bounds(self, bounds: Bounds) -> None:
+        """From now on handlers are added for callers on the public port itself, whom nobody else holds to bounds."""
+        self._bounds = bounds
 
     def trust_door(self) -> None:
         """From now on handlers are added for callers who come through the native door, and only through it."""
@@ -93,7 +99,9 @@ class Interceptor:
 
     def _wrap(self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]", drains: bool) -> Any:
         behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        call = _Call(method, self._metrics, self._statuses, self._door if drains else None, self._is_behind_door)
+        door = self._door if drains else None
+        call = _Call(method, self._metrics, self._statuses, door, self._bounds, self._is_behind_door)
+        deserializer = _tolerant(handler.request_deserializer, self._bounds)
         if handler.response_streaming:
             pump = _pump_stream if handler.request_streaming else _pump
 
@@ -105,7 +113,7 @@ class Interceptor:
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(answer, _tolerant(handler.request_deserializer), _passing_bytes(handler.response_serializer))
+            return make(answer, deserializer, _passing_bytes(handler.response_serializer))
 
         ask = _ask_stream if handler.request_streaming else _ask
 
@@ -115,18 +123,25 @@ class Interceptor:
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make(answer_once, _tolerant(handler.request_deserializer), handler.response_serializer)
+        return make(answer_once, deserializer, handler.response_serializer)
 
 
 class _Call:
     """The rules of one method's calls, with its metrics already bound."""
 
     def __init__(
-        self, method: str, metrics: Metrics, statuses: Statuses, door: "_Doorkeeper | None", is_behind_door: bool
+        self,
+        method: str,
+        metrics: Metrics,
+        statuses: Statuses,
+        door: "_Doorkeeper | None",
+        bounds: Bounds | None,
+        is_behind_door: bool,
     ) -> None:
         self._method = method
         self._statuses = statuses
         self._door = door
+        self._bounds = bounds
         self._is_behind_door = is_behind_door
         self._in_flight = metrics.calls_in_flight
         self._seconds = metrics.call_seconds.labels(method)
@@ -144,9 +159,7 @@ class _Call:
         if not is_part:
             self._in_flight.inc()
         try:
-            if self._door is not None and not is_part:  # what a stream has asked already is still answered
-                self._door.check()
-            return await work()
+            return await self._let_in(context, work, is_part)
         except asyncio.CancelledError:
             code = _why_cancelled(context)
             raise
@@ -169,6 +182,17 @@ class _Call:
                 self._count(code)
                 self._seconds.observe(time.perf_counter() - started_at)
 
+    async def _let_in(self, context: Context, work: Callable[[], Awaitable[Any]], is_part: bool) -> Any:
+        if self._bounds is not None:
+            self._bounds.enter(context.invocation_metadata() or ())
+        try:
+            if self._door is not None and not is_part:  # what a stream has asked already is still answered
+                self._door.check()
+            return await work()
+        finally:
+            if self._bounds is not None:
+                self._bounds.leave()
+
     def _count(self, code: grpc.StatusCode) -> None:
         counter = self._ended.get(code)
         if counter is None:
@@ -190,8 +214,11 @@ class _Doorkeeper:
             raise Draining
 
 
-class Malformed:
-    """Stands for a request whose bytes are not a message of its type."""
+class _Refused:
+    """Stands for a request that cannot be read."""
+
+    def __init__(self, error: HeadraceError) -> None:
+        self.error = error
 
 
 class _Recorder:
@@ -240,19 +267,23 @@ async def _each_whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _whole(request: Any) -> Any:
-    if isinstance(request, Malformed):
-        raise InvalidSpec([Violation("", "the bytes are not a message of the type that this method takes")])
+    if isinstance(request, _Refused):
+        raise request.error
     return request
 
 
-def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+def _tolerant(deserialize: Callable[[bytes], Any] | None, bounds: Bounds | None) -> Callable[[bytes], Any]:
     assert deserialize is not None
 
     def read(content: bytes) -> Any:
+        if bounds is not None and len(content) > bounds.max_message_bytes:
+            return _Refused(bounds.too_large())
         try:
             return deserialize(content)
         except DecodeError:
-            return Malformed()
+            return _Refused(
+                InvalidSpec([Violation("", "the bytes are not a message of the type that this method takes")])
+            )
 
     return read
 

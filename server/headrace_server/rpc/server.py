@@ -15,6 +15,7 @@ from headrace.inference.v1 import inference_service_pb2, inference_service_pb2_g
 from headrace.models.v1 import model_service_pb2, model_service_pb2_grpc
 from headrace.training.v1 import training_service_pb2, training_service_pb2_grpc
 from headrace_server.errors import CannotStart
+from headrace_server.rpc.bounds import MAX_PARSED_METADATA_BYTES, Bounds
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Interceptor
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2, grpc_predict_v2_pb2_grpc
@@ -45,7 +46,18 @@ _COMMON: Options = (
 )
 
 # The door lets through as much as callers may send, and adds who they are.
-BEHIND_DOOR: Options = (("grpc.max_metadata_size", 32 << 10), ("grpc.absolute_max_metadata_size", 64 << 10))
+BEHIND_DOOR: Options = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_metadata_size", 32 << 10),
+    ("grpc.absolute_max_metadata_size", 64 << 10),
+)
+
+# What is over the bounds of callers gets as far as the interceptor, which says why it is refused.
+AT_PUBLIC_PORT: Options = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_metadata_size", MAX_PARSED_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_PARSED_METADATA_BYTES),
+)
 
 
 def options(max_message_bytes: int) -> Options:
@@ -74,15 +86,16 @@ def public_server(
 ) -> grpc.aio.Server:
     """The complete server, with all that callers can call; not bound and not started.
 
-    Behind a native door it leaves to it what is counted there: calls, and the size of their metadata.
+    Behind a native door it leaves to it what callers may cost.
     """
     server = grpc.aio.server(
-        options=(*options(settings.max_message_bytes), *(BEHIND_DOOR if is_behind_door else ())),
-        maximum_concurrent_rpcs=None if is_behind_door else settings.max_concurrent_calls,
+        options=(*options(settings.max_message_bytes), *(BEHIND_DOOR if is_behind_door else AT_PUBLIC_PORT)),
         interceptors=interceptors,
     )
     if is_behind_door:
         interceptor.trust_door()
+    else:
+        interceptor.keep_bounds(Bounds(settings))
     # Handlers are asked in this order, so the busiest come first.
     interceptor.add(inference_service_pb2_grpc.add_InferenceServiceServicer_to_server, inference, server)
     interceptor.add(

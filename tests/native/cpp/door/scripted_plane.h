@@ -91,6 +91,7 @@ class ScriptedPlane final : public Plane {
       const Method unary = method_ == Method::kPredictStream ? Method::kPredict : Method::kModelInfer;
       stream_.pass(unary, *message, deadline_, std::make_shared<Back>(shared_from_this()));
     }
+    void stop(const Status& status) noexcept override { stream_.finish(status); }
     void has_written(bool is_ok) noexcept override {
       if (is_ok) return stream_.read();
       stream_.finish({1, "left", ""});

@@ -40,6 +40,8 @@ bool wait_until(const std::function<bool()>& is_so) {
   return false;
 }
 
+constexpr std::int64_t kMaxMessageBytes = 1 << 20;
+
 struct Ending {
   grpc::Status status;
   std::string answer;
@@ -99,7 +101,11 @@ class Street {
     chosen.address = "127.0.0.1:0";
     chosen.complete_server = socket;
     chosen.max_concurrent_calls = max_concurrent_calls;
+    chosen.max_message_bytes = kMaxMessageBytes;
     chosen.gone = {14, "gone", "details"};
+    chosen.too_many_calls = {8, "too many calls", "details"};
+    chosen.too_much_metadata = {3, "too much metadata", "details"};
+    chosen.too_large = {3, "too large", "details"};
     return chosen;
   }
 
@@ -248,6 +254,18 @@ TEST_CASE("many callers at a time are each told their own") {
   CHECK(wait_until([&] { return street.door().calls_in_flight() == 0; }));
 }
 
+TEST_CASE("a message may be as large as the limit and no larger") {
+  Street street;
+  for (const char* method : {kPredict, "/any.Other/Method"}) {
+    CHECK(street.call(method, std::string(kMaxMessageBytes, 'e')).status.ok());
+    const Ending refused = street.call(method, std::string(kMaxMessageBytes + 1, 'e'));
+    CHECK(refused.status.error_message() == "too large");
+    CHECK(refused.status.error_details() == "details");
+    CHECK(refused.trailers.find("x-request-id")->second == "an-id");
+  }
+  CHECK(wait_until([&] { return street.door().calls_in_flight() == 0; }));
+}
+
 TEST_CASE("more calls than there may be are refused, and the others go on") {
   Street street([](auto&) { return new EchoEach; }, 64);
   std::vector<std::thread> callers;
@@ -255,8 +273,13 @@ TEST_CASE("more calls than there may be are refused, and the others go on") {
     callers.emplace_back([&] { street.call(kPredict, "wait", 2s); });
   }
   REQUIRE(wait_until([&] { return street.door().calls_in_flight() == 64; }));
-  CHECK(street.call(kPredict, "echo").status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
-  CHECK(street.call("/any.Other/Method", "echo").status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
+  for (const char* method : {kPredict, "/any.Other/Method"}) {
+    const Ending refused = street.call(method, "echo");
+    CHECK(refused.status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
+    CHECK(refused.status.error_message() == "too many calls");
+    CHECK(refused.status.error_details() == "details");
+    CHECK(refused.trailers.find("x-request-id")->second == "an-id");
+  }
   for (std::thread& caller : callers) caller.join();
   REQUIRE(wait_until([&] { return street.door().calls_in_flight() == 0; }));
   CHECK(street.call(kPredict, "echo").answer == "echo");
