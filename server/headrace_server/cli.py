@@ -16,6 +16,7 @@ import structlog
 import typer
 
 import headrace_server
+from headrace_server import descriptors
 from headrace_server import settings as settings_module
 from headrace_server.errors import CannotStart
 from headrace_server.settings import Loaded, Settings, parse_assignments
@@ -76,6 +77,7 @@ def serve(
     from headrace_server.telemetry.logs import Log
 
     loaded = _load(config, data, assignments, host, port, model)
+    descriptors.raise_limit()
     with Log(loaded.settings.telemetry):
         problem = asyncio.run(_serve(loaded.settings))
     if isinstance(problem, CannotStart):

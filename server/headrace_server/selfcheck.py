@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from headrace_server import descriptors
 from headrace_server.devices import Devices, find_devices
 from headrace_server.errors import CannotStart
 from headrace_server.settings import Settings
 
 LITTLE_SPACE_BYTES = 1 << 30
 TORCH_SECONDS = 120.0
+FEW_DESCRIPTORS = 4096
 
 _LOOK_AT_TORCH = """
 import json, torch
@@ -66,6 +68,7 @@ def look(settings: Settings) -> list[Finding]:
         "torch": lambda: _torch(devices),
         "grpc": _grpc,
         "door": lambda: _door(settings),
+        "connections": _connections,
         "data folder": lambda: _data_folder(settings.data),
         "database": lambda: _database(settings),
         "tls": lambda: _tls(settings),
@@ -176,6 +179,14 @@ def _door(settings: Settings) -> Finding:
     if not _native.door_built:
         return Finding("door", Verdict.WARNING, f"{detail}; for the native one, install libgrpc++-dev and build again")
     return Finding("door", Verdict.OK, detail)
+
+
+def _connections() -> Finding:
+    limit = descriptors.most()
+    detail = f"{limit:,} files and connections may be open at a time"
+    if limit < FEW_DESCRIPTORS:
+        return Finding("connections", Verdict.WARNING, f"{detail}; raise the hard limit (ulimit -Hn, LimitNOFILE=)")
+    return Finding("connections", Verdict.OK, detail)
 
 
 def _tls(settings: Settings) -> Finding:
