@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_drain.py [--rounds 5] [--seconds 3]
 
-64 callers in a closed loop keep `mlp` busy; SIGTERM comes in the middle.  Two cases:
+64 callers in a closed loop keep `mlp` busy; SIGTERM comes in the middle.  Three cases:
 
 alone      One server.  A call counts as failed when the server had it and did not answer it.  Not failed, but counted
            apart: a call that was refused with SERVER_DRAINING, which says that it was not begun and may be made
@@ -11,20 +11,32 @@ alone      One server.  A call counts as failed when the server had it and did n
 replicas   Two servers, calls in turn to those that say they are healthy, and a client that repeats what ended
            UNAVAILABLE: both are gRPC's own, and asked for in its service configuration.  SIGTERM goes to one of the
            servers.  Every error that a caller sees counts as failed.
+streams    One server, and 64 streams of predictions, each of which sends its next request when the last is answered.  A
+           request that the server had not read when it stopped reading is refused with the stream, SERVER_DRAINING;
+           whatever else leaves one without its answer counts as failed.
 
-Takes about 1.5 minutes as it stands.  Prints Markdown.
+Takes about 2 minutes as it stands.  Prints Markdown.
 """
 
+import asyncio
 import os
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from headrace.inference.v1 import inference_service_pb2 as pb
+from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from headrace.type.v1 import tensor_pb2
 from tests.benchmarks.serving import arguments, headrace, tables
 from tests.benchmarks.serving.load import Load, Total
 from tests.benchmarks.serving.servers import Endpoint, check
@@ -75,6 +87,64 @@ def told_to_end(num_servers: int, seconds: float) -> Total:
         return under_way.found().total
 
 
+def streams_told_to_end(seconds: float, num_streams: int = 64) -> Counter[str]:
+    """What became of all requests of the streams to a server that was told to end."""
+    mlp = workload("mlp")
+    with tempfile.TemporaryDirectory() as folder, headrace.NATIVE.start(mlp, Path(folder)) as endpoint:
+        check(endpoint, mlp)
+        return asyncio.run(_converse(endpoint, seconds, num_streams))
+
+
+async def _converse(endpoint: Endpoint, seconds: float, num_streams: int) -> Counter[str]:
+    row = workload("mlp").requests[0]["x"]
+    tensor = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FP32, shape=row.shape, data=row.tobytes())
+    request = pb.PredictRequest(model="models/mlp", inputs={"x": tensor})
+    counts: Counter[str] = Counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(num_streams):
+            tasks.create_task(_hold_streams(endpoint.target, request, counts))
+        await asyncio.sleep(seconds / 2)
+        os.kill(endpoint.pid, signal.SIGTERM)
+    return counts
+
+
+async def _hold_streams(target: str, request: pb.PredictRequest, counts: Counter[str]) -> None:
+    """One stream after another, until nobody listens any more."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 100)]
+    async with grpc.aio.insecure_channel(target, options) as channel:
+        stub: Any = InferenceServiceStub(channel)
+        while True:
+            stream = stub.PredictStream()
+            num_asked = num_answered = 0
+            try:
+                while True:
+                    await stream.write(pb.PredictStreamRequest(id=str(num_asked), request=request))
+                    num_asked += 1
+                    answer = await stream.read()
+                    if answer is grpc.aio.EOF:
+                        break
+                    num_answered += 1
+                    counts["answered" if not answer.HasField("error") else f"error {answer.error.code}"] += 1
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # the code says why
+            how = _how_it_ended(await stream.code(), await stream.trailing_metadata())
+            if how == NEVER_SENT and num_answered > 0:
+                how = "cut off in the middle"
+            counts[how] += max(1, num_asked - num_answered)
+            if how != REFUSED:
+                return
+            await asyncio.sleep(0.02)
+
+
+def _how_it_ended(code: grpc.StatusCode, metadata: Any) -> str:
+    details = status_pb2.Status.FromString(dict(metadata or ()).get("grpc-status-details-bin", b"")).details
+    info = error_details_pb2.ErrorInfo()
+    if details and details[0].Unpack(info):
+        return f"{code.name}/{info.reason}"
+    # A connection that is being closed, or is not there any more: gRPC has not sent the stream.
+    return NEVER_SENT if code is grpc.StatusCode.UNAVAILABLE else code.name
+
+
 def main() -> None:
     """Measure and print."""
     asked = arguments.parser(__doc__, seconds=3, rounds=5).parse_args()
@@ -89,6 +159,13 @@ def main() -> None:
             num_failed += failed
             messages |= {kind: total.first_messages[kind] for kind in errors}
             lines.append((case, number + 1, f"{total.started:,}", f"{total.answers:,}", refused, never_sent, failed))
+    for number in range(asked.rounds):
+        counts = streams_told_to_end(asked.seconds)
+        total_asked, answered = counts.total(), counts.pop("answered", 0)
+        refused, never_sent = counts.pop(REFUSED, 0), counts.pop(NEVER_SENT, 0)
+        num_failed += counts.total()
+        messages |= {kind: f"{count} on streams" for kind, count in counts.items()}
+        lines.append(("streams", number + 1, f"{total_asked:,}", f"{answered:,}", refused, never_sent, counts.total()))
     print(tables.machine())
     print(tables.rows(("case", "round", "calls", "answered", "refused as draining", "never sent", "failed"), lines))
     print(f"\n{num_failed} calls failed" + "".join(f"\n{kind}: {text}" for kind, text in messages.items()))
