@@ -9,6 +9,7 @@ import numpy as np
 from headrace_server.inference.batch import Answer, BatchLimits
 from headrace_server.inference.batcher import Batcher
 from headrace_server.tensors import Array, Tensors
+from tests.doubles.hand_clock import HandClock
 
 
 class TicketUnderTest(Protocol):
@@ -127,3 +128,17 @@ def outcomes(tickets: Iterable[TicketUnderTest]) -> list[str]:
             error = future.exception()
             result.append("answered" if error is None else type(error).__name__)
     return result
+
+
+async def teach(
+    batcher: BatcherUnderTest, seconds: float, rows: int = 1, delay: float = 0, clock: HandClock | None = None
+) -> None:
+    """Let it see runs that take so long."""
+    for _ in range(20):
+        submit(batcher, rows_of(0, rows))
+        if clock is not None:
+            clock.advance(delay)
+        batch = batcher.take(timeout=0)
+        assert batch is not None
+        batcher.settle(batch, compute(batch.inputs), seconds)
+    await deliver()
