@@ -1,6 +1,6 @@
 // How the complete server tells of what the plane itself decides: the same codes, texts and details.
 //
-// The other half of rpc/status.py and errors.py; a test compares the two.
+// The other half of rpc/status.py and errors/; a test compares the two.
 #pragma once
 
 #include <string>

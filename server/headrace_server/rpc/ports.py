@@ -1,6 +1,6 @@
 """What the door needs of the floors below, as protocols; `house.py` passes the real ones.
 
-Errors are those of `errors.py`; each method says which in its own home.
+Errors are those of `errors`; each method says which in its own home.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Why a training cannot go on, as types.  They end a trainer process with a Failed report and never reach a caller.
 
-What is wrong with a request or a data set is told with the types of `errors.py` instead.
+What is wrong with a request or a data set is told with the types of `errors` instead.
 """
 
 from pathlib import Path
