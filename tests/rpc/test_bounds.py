@@ -82,12 +82,10 @@ async def test_a_message_too_large_is_told_how_large_it_may_be(door: str) -> Non
     request = predict_pb.PredictRequest(model="m" * MOST)
     async with open_door(door=door, max_message_bytes=MOST) as opened:
         opened.engine.release()
-        for call in (
-            opened.inference.Predict(request, timeout=30),
-            opened.training.ListTrainingJobs(pb.ListTrainingJobsRequest(page_token="t" * MOST), timeout=30),
-            opened.inference.PredictStream(iter([predict_pb.PredictStreamRequest(request=request)]), timeout=30).read(),
-        ):
-            code, details = await refusal_of(call)
+        stream = opened.inference.PredictStream(iter([predict_pb.PredictStreamRequest(request=request)]), timeout=30)
+        jobs = opened.training.ListTrainingJobs(pb.ListTrainingJobsRequest(page_token="t" * MOST), timeout=30)
+        for answer in (opened.inference.Predict(request, timeout=30), jobs, stream):
+            code, details = await refusal_of(answer if answer is not stream else stream.read())
 
             assert code is grpc.StatusCode.INVALID_ARGUMENT
             assert details["ErrorInfo"] == info("TOO_LARGE", what="message", limit_bytes=str(MOST))

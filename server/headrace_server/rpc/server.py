@@ -88,8 +88,10 @@ def public_server(
 
     Behind a native door it leaves to it what callers may cost.
     """
+    # Of two options with one name gRPC takes the first.
+    chosen = dict(options(settings.max_message_bytes)) | dict(BEHIND_DOOR if is_behind_door else AT_PUBLIC_PORT)
     server = grpc.aio.server(
-        options=(*options(settings.max_message_bytes), *(BEHIND_DOOR if is_behind_door else AT_PUBLIC_PORT)),
+        options=tuple(chosen.items()),
         interceptors=interceptors,
     )
     if is_behind_door:

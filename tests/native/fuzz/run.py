@@ -40,7 +40,9 @@ def seeds() -> Iterator[tuple[int, bytes]]:
     for data_type in DataType:
         if data_type is not DataType.STRING:
             predict, readable, raw, typed = _requests(data_type)
-            yield from ((PREDICT, each.SerializeToString()) for each in (predict, readable))
+            yield PREDICT, predict.SerializeToString()
+            if not data_type.is_floating or data_type in (DataType.FP32, DataType.FP64):
+                yield PREDICT, readable.SerializeToString()
             stream = predict_pb.PredictStreamRequest(id="é7", request=predict)
             stream.timeout.FromMilliseconds(1500)
             yield STREAM, stream.SerializeToString()
@@ -114,7 +116,7 @@ def _requests(
     if data_type.is_floating:
         readable.inputs["pixels"].floats.values.extend(array.ravel().tolist())
     else:
-        readable.inputs["pixels"].ints.values.extend(array.ravel().tolist())
+        readable.inputs["pixels"].ints.values.extend(map(int, array.ravel().tolist()))
     raw = infer_pb.ModelInferRequest(model_name="digits", model_version="3", id="7")
     raw.parameters["priority"].uint64_param = 7
     raw.parameters["timeout"].int64_param = 50_000

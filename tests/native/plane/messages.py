@@ -70,8 +70,10 @@ def predict_requests(draw: st.DrawFn) -> predict_pb.PredictRequest:
         tensor.data_type = tensor_pb2.DataType.Value(f"DATA_TYPE_{DataType.of(array.dtype)}")
         tensor.shape.extend(array.shape)
         if DataType.of(array.dtype) in READABLE and draw(st.booleans()) and fits_values(array):
-            form = tensor.floats if array.dtype.kind == "f" else tensor.ints
-            form.values.extend(array.ravel().tolist())
+            if array.dtype.kind == "f":
+                tensor.floats.values.extend(array.ravel().tolist())
+            else:
+                tensor.ints.values.extend(map(int, array.ravel().tolist()))
         else:
             tensor.data = array.tobytes()
     return request
