@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ class Change:
                     if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:  # it was not loaded
                         raise
             case ("update", is_pinned):
-                request = models_pb.UpdateModelRequest(update_mask={"paths": ["serving.is_pinned"]})
+                request = models_pb.UpdateModelRequest(update_mask=FieldMask(paths=["serving.is_pinned"]))
                 request.model.name = MODEL
                 request.model.serving.is_pinned = is_pinned
                 await self._models.UpdateModel(request)

@@ -113,7 +113,7 @@ def predict(model: str = "models/double", values: list[Any] | None = None, **fie
 def readable(model: str, data_type: str, shape: list[int], **form: Any) -> pb.PredictRequest:
     """With values instead of bytes: `floats`, `ints` or `strings`."""
     number = tensor_pb2.DataType.Value(f"DATA_TYPE_{data_type}")
-    content = {name: {"values": values} for name, values in form.items()}
+    content: Any = {name: {"values": values} for name, values in form.items()}
     return pb.PredictRequest(
         model=f"models/{model}", inputs={"x": tensor_pb2.Tensor(data_type=number, shape=shape, **content)}
     )

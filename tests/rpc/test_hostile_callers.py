@@ -31,11 +31,11 @@ async def passage(tmp_path: Path) -> AsyncIterator[Passage]:
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """The reason in its ErrorInfo."""
-    metadata = dict(error.trailing_metadata() or ())
+    metadata: dict[str, Any] = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
-    return info.reason
+    return str(info.reason)
 
 
 async def still_answers(passage: Passage) -> None:

@@ -129,7 +129,9 @@ def test_a_shape_that_does_not_fit_the_bytes_is_left_alone(shape: list[int]) -> 
 def test_of_two_entries_of_a_map_the_last_counts() -> None:
     def entry(value: float) -> bytes:
         request = predict_pb.PredictRequest()
-        request.inputs["x"].CopyFrom(tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FP64, floats={"values": [value]}))
+        request.inputs["x"].CopyFrom(
+            tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FP64, floats=tensor_pb2.FloatValues(values=[value]))
+        )
         return request.SerializeToString()
 
     content = predict_pb.PredictRequest(model="models/a").SerializeToString() + entry(1) + entry(2)
@@ -170,7 +172,7 @@ def test_readable_values_that_do_not_fit_are_left_alone(data_type: str, content:
 def test_readable_values_of_narrow_floats_are_left_to_the_complete_server(data_type: str) -> None:
     request = predict_pb.PredictRequest(model="models/a")
     number = tensor_pb2.DataType.Value(f"DATA_TYPE_{data_type}")
-    request.inputs["x"].CopyFrom(tensor_pb2.Tensor(data_type=number, floats={"values": [0.1]}))
+    request.inputs["x"].CopyFrom(tensor_pb2.Tensor(data_type=number, floats=tensor_pb2.FloatValues(values=[0.1])))
 
     assert native.read_predict([request.SerializeToString()]) is None
     assert read_predict(request.SerializeToString()) is not None
