@@ -1,13 +1,20 @@
 """What our training loop costs over a bare loop that somebody writes by hand for the same recipe, and what others cost.
 
-    python tests/benchmarks/bench_loop.py [--shape mlp|resnet18] [--rounds N] [--steps N] [--peers]
+    python tests/benchmarks/bench_loop.py [--shape mlp|resnet18] [--rounds N] [--steps N] [--readers N] [--peers]
 
 All sides train the same network over the same tensors in memory by AdamW on one thread (tests/benchmarks/training/
 recipe.py): a 64-256-256-10 perceptron with batches of 64 rows, or a ResNet-18 for images of 32 pixels with batches of
-16.  The bare loop has no reports, no evaluation, no checkpoints and no schedule.  Ours reports to a pipe that another
-thread drains, ten times a second, and takes an asynchronous checkpoint every second.  Rounds alternate (A B C A B C …).
-Besides the time on the clock, each side shows the processor time of the whole process, all threads included, which
-other programs on the machine disturb less.  Ratios are the median of the ratios within a round.
+16.  The bare loop has no reports, no evaluation, no checkpoints and no schedule.  Sides of ours:
+
+    headrace                     the loop alone: reports ten times a second to a pipe that a thread drains, checkpoints
+                                 every second (perceptron) or ten (ResNet), written in the background
+    headrace, no checkpoints     the same without them; what it is faster by is what checkpoints cost a step
+    headrace, a job, N readers   a job of a real server beside it, whose progress so many readers follow over gRPC, and
+                                 whose checkpoints are published; the trainer's own figures (training/served.py)
+
+Rounds alternate (A B C A B C …).  Besides the time on the clock, each side shows the processor time of its process, all
+threads included, which other programs on the machine disturb less.  Ratios are the median of the ratios within a round,
+with the least and the largest.
 
 One side is the bare loop with the optimizer that torch gives without being asked for a fused one.  With --peers, the
 same recipe in Lightning and in the Trainer of Hugging Face, once with all their reports and checkpoints off and once as
@@ -28,56 +35,29 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from headrace_server.tensors import Signature
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
 from headrace_server.trainers.loop import Loop
-from headrace_server.trainers.measures import CLASSIFICATION, measure_classes
 from headrace_server.trainers.pipe import ReportPipe
 from headrace_server.trainers.recipe import AdamW, CheckpointPolicy, ConstantSchedule, Evaluation, Recipe, Steps
 from headrace_server.trainers.reports import CheckpointWritten, TrainerReport
-from headrace_server.trainers.task import Program, Rows, Task
+from headrace_server.trainers.task import Task
 from tests.benchmarks.serving.environments import Environment
 from tests.benchmarks.training.clock import Clock
 from tests.benchmarks.training.recipe import SHAPES, Shape
+from tests.benchmarks.training.served import Served, served
+from tests.benchmarks.training.task import ShapeTask
 
 FOLDER = Path(__file__).parent / "training"
 REFERENCE = "bare, torch.optim.AdamW(fused=True)"
-DEFAULT_STEPS = {"mlp": 1000, "resnet18": 40}
+DEFAULT_STEPS = {"mlp": 2000, "resnet18": 40}
+CHECKPOINT_SECONDS = {"mlp": 1.0, "resnet18": 10.0}
 LIGHTNING = Environment("lightning", ("lightning==2.6.6", "torch==2.13.0"))
 TRANSFORMERS = Environment("transformers", ("transformers>=5,<6", "accelerate>=1.10,<2", "torch==2.13.0"))
-
-
-class ShapeTask(Task):
-    """A shape, as our loop sees it."""
-
-    measures = CLASSIFICATION
-
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
-        inputs, targets = shape.rows()
-        self.training = Rows((inputs,), targets)
-        self.held_out = Rows((inputs[: shape.batch_size],), targets[: shape.batch_size])
-
-    def make_network(self) -> nn.Module:
-        """The network."""
-        return self._shape.network()
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return functional.cross_entropy(outputs, targets)
-
-    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Accuracy and loss."""
-        return measure_classes(outputs, targets)
-
-    def program(self, network: nn.Module) -> Program:
-        """Nothing is exported here."""
-        return Program(network, Signature(inputs=(), outputs=()), self.held_out.inputs)
 
 
 def bare(shape: Shape, num_steps: int, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer]) -> Clock:
@@ -100,8 +80,8 @@ def bare(shape: Shape, num_steps: int, optimizer_of: Callable[[nn.Module], torch
     return begin.each_of(num_steps)
 
 
-def ours(task: Task, shape: Shape, num_steps: int, folder: Path) -> Clock:
-    """Seconds a step of our loop, from its start to its end, with one evaluation and the last checkpoint."""
+def ours(task: Task, shape: Shape, num_steps: int, folder: Path | None) -> Clock:
+    """Seconds a step of our loop, start to end, with one evaluation, and checkpoints if there is a folder for them."""
     read_end, write_end = os.pipe()
     drain = threading.Thread(target=_drain, args=(read_end,))
     drain.start()
@@ -112,7 +92,7 @@ def ours(task: Task, shape: Shape, num_steps: int, folder: Path) -> Clock:
         optimizer=AdamW(),
         schedule=ConstantSchedule(),
         evaluation=Evaluation(every_epochs=1_000_000),
-        checkpoints=CheckpointPolicy(period_seconds=1),
+        checkpoints=CheckpointPolicy(period_seconds=CHECKPOINT_SECONDS[shape.name]),
         seed=1,
     )
 
@@ -122,14 +102,15 @@ def ours(task: Task, shape: Shape, num_steps: int, folder: Path) -> Clock:
             shutil.rmtree(report.folder)
 
     torch.manual_seed(1)
-    writer = CheckpointWriter(folder, report)
+    writer = None if folder is None else CheckpointWriter(folder, report)
     device = torch.device("cpu")
     loop = Loop(
         task, task.make_network(), recipe, device=device, report=report, checkpoints=writer, stop=threading.Event()
     )
     begin = Clock.now()
     loop.run()
-    writer.close()
+    if writer is not None:
+        writer.close()
     each = begin.each_of(num_steps)
     os.close(write_end)
     drain.join()
@@ -151,7 +132,9 @@ def _drain(descriptor: int) -> None:
         pass
 
 
-def sides_of(shape: Shape, num_steps: int, folder: Path, with_peers: bool) -> dict[str, Callable[[], Clock]]:
+def sides_of(
+    shape: Shape, num_steps: int, folder: Path, server: Served, with_peers: bool
+) -> dict[str, Callable[[], Clock]]:
     """What is compared, by name."""
     task = ShapeTask(shape)
     sides: dict[str, Callable[[], Clock]] = {
@@ -160,6 +143,10 @@ def sides_of(shape: Shape, num_steps: int, folder: Path, with_peers: bool) -> di
             shape, num_steps, lambda network: torch.optim.AdamW(network.parameters())
         ),
         "headrace": lambda: ours(task, shape, num_steps, folder),
+        "headrace, no checkpoints": lambda: ours(task, shape, num_steps, None),
+        f"headrace, a job, {server.num_readers} readers": lambda: server.train(
+            shape, num_steps, CHECKPOINT_SECONDS[shape.name]
+        ),
     }
     if with_peers:
         for logs in ("bare", "usual"):
@@ -178,13 +165,14 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="mlp")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, help="of each side in each round")
+    parser.add_argument("--readers", type=int, default=10, help="of the job")
     parser.add_argument("--peers", action="store_true", help="Lightning and the Trainer of Hugging Face, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shape = SHAPES[arguments.shape]
     num_steps = arguments.steps or DEFAULT_STEPS[shape.name]
-    with tempfile.TemporaryDirectory() as folder:
-        sides = sides_of(shape, num_steps, Path(folder), arguments.peers)
+    with tempfile.TemporaryDirectory() as folder, served(arguments.readers) as server:
+        sides = sides_of(shape, num_steps, Path(folder), server, arguments.peers)
         times: dict[str, list[Clock]] = {name: [] for name in sides}
         for side in sides.values():
             side()  # warms up
@@ -204,7 +192,8 @@ def _figures(clocks: list[Clock], reference: list[Clock], which: str) -> str:
     seconds = [getattr(clock, which) for clock in clocks]
     ratios = [mine / getattr(its, which) for mine, its in zip(seconds, reference, strict=True)]
     median, least = statistics.median(seconds), min(seconds)
-    return f"{median * 1e6:7.0f} us a step (least {least * 1e6:7.0f}), ratio {statistics.median(ratios):.3f}"
+    spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})"
+    return f"{median * 1e6:7.0f} us a step (least {least * 1e6:7.0f}), ratio {spread}"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from headrace_server.trainers.compiling import Compiling, is_worth_it
 from headrace_server.trainers.loop import Outcome
 from headrace_server.trainers.recipe import Compilation, Recipe, Steps
 from headrace_server.trainers.reports import PhaseChanged, TrainerReport, WarningRaised
+from tests.doubles.loop_run import PLAIN, Run
 from tests.doubles.tiny_task import TinyTask
-from tests.trainers.test_loop import PLAIN, Run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 RECIPE = Recipe(seed=1)

@@ -11,8 +11,8 @@ from headrace_server.trainers.failures import BatchTooLarge
 from headrace_server.trainers.loop import Outcome
 from headrace_server.trainers.memory import free_bytes, rows_that_fit
 from headrace_server.trainers.reports import WarningRaised
+from tests.doubles.loop_run import PLAIN, Run
 from tests.doubles.tiny_task import TinyTask
-from tests.trainers.test_loop import PLAIN, Run
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import pytest
 from headrace_server.trainers.loop import Outcome
 from headrace_server.trainers.profiling import TRACE, Profiling
 from headrace_server.trainers.reports import ProfileWritten, WarningRaised
-from tests.trainers.test_loop import RECIPE, Run
+from tests.doubles.loop_run import RECIPE, Run
 
 
 @pytest.fixture

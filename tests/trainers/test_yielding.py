@@ -8,8 +8,8 @@ import torch
 from headrace_server.trainers import yielding
 from headrace_server.trainers.recipe import Placement
 from headrace_server.trainers.yielding import Yielding
+from tests.doubles.loop_run import PLAIN, Run, same
 from tests.doubles.tiny_task import TinyTask
-from tests.trainers.test_loop import PLAIN, Run, same
 
 CPU = torch.device("cpu")
 

@@ -39,6 +39,7 @@ from headrace.type.v1.tensor_pb2 import Precision
 Trainer: TypeAlias = TabularTrainer | ImageClassificationTrainer | PluginTrainer
 PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceName: TypeAlias = Literal["auto", "cpu", "gpu"]
+GraphsName: TypeAlias = Literal["auto", "never", "always"]
 CompilationName: TypeAlias = Literal["auto", "never", "always"]
 StrategyName: TypeAlias = Literal["data_parallel", "fully_sharded"]
 
@@ -73,7 +74,11 @@ class SpecKeywords(TypedDict, total=False):
     deterministic: bool
     """The same bits each time, on the same machine."""
     compilation: CompilationName
+    graphs: GraphsName
+    """Whether micro-batches are recorded as CUDA graphs."""
     channels_last: bool
+    synchronize_batch_norm: bool
+    """Whether batch normalisation takes its statistics over the rows of all ranks."""
     strategy: StrategyName
     """What each of several ranks holds."""
     seed: int
@@ -122,6 +127,7 @@ def training_spec(**keywords: Unpack[SpecKeywords]) -> TrainingSpec:
         numerics=keywords.get("numerics"),
         deterministic=keywords.get("deterministic", False),
         channels_last=keywords.get("channels_last"),
+        synchronize_batch_norm=keywords.get("synchronize_batch_norm"),
         seed=keywords.get("seed"),
         evaluation=keywords.get("evaluation"),
         early_stopping=keywords.get("early_stopping"),
@@ -188,6 +194,8 @@ def _set_arithmetic(spec: TrainingSpec, keywords: SpecKeywords) -> None:
         spec.precision = Precision.Value(f"PRECISION_{precision.upper()}")
     if (compilation := keywords.get("compilation", "auto")) != "auto":
         spec.compilation = TrainingSpec.Compilation.Value(f"COMPILATION_{compilation.upper()}")
+    if (graphs := keywords.get("graphs", "auto")) != "auto":
+        spec.graphs = TrainingSpec.Graphs.Value(f"GRAPHS_{graphs.upper()}")
     if (strategy := keywords.get("strategy")) is not None:
         spec.strategy = TrainingSpec.Strategy.Value(f"STRATEGY_{strategy.upper()}")
 

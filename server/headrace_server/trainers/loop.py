@@ -128,7 +128,13 @@ class Loop:
         self._best_weights: Mapping[str, Tensor] | None = None
         guard = self._learner.gradients.guard
         self._progress = Progress(
-            report, task.measures, task.measure, device, self.num_steps, leaves_out_non_finite=guard is not None
+            report,
+            task.measures,
+            task.measure,
+            device,
+            self.num_steps,
+            lambda step: self._learning_rate(step - 1),
+            leaves_out_non_finite=guard is not None,
         )
         self._mark_gathered = partial(self._progress.stopwatch.mark, DATA)
         self._skipped_steps = 0

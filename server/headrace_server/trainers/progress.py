@@ -1,7 +1,9 @@
 """Turns steps into reports, seldom enough to cost nothing.
 
 A step only adds its loss to a sum that lies on the device.  The sum is read, which is when the host waits for the
-device, at the first step, then at most every `PERIOD_SECONDS`, and whenever the loop asks for the truth.
+device, at the first step, then at most every `PERIOD_SECONDS`, and whenever the loop asks for the truth.  The losses
+themselves are kept until then, so that one that is not finite is found by its step, and costs nothing while there is
+none.
 """
 
 import math
@@ -19,6 +21,7 @@ from headrace_server.trainers.task import Direction
 
 PERIOD_SECONDS = 0.1
 _KEPT_ELEMENTS = 1 << 20
+_KEPT_LOSSES = 1 << 14  # far more than there are steps between two readings
 
 Measure = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -33,15 +36,18 @@ class Progress:
         measure: Measure,
         device: torch.device,
         num_steps: int,
+        rate_of: Callable[[int], float],
         *,
         leaves_out_non_finite: bool = False,
     ) -> None:
-        self._report, self._measure = report, measure
+        """`rate_of` is the learning rate of a step, counted from 1; for evidence."""
+        self._report, self._measure, self._rate_of = report, measure, rate_of
         # Where steps that are not finite are left out, their losses must not spoil the mean of the others.
         self._finite_rows = torch.zeros((), device=device) if leaves_out_non_finite else None
         self._has_measures = any(name != "loss" for name in measures)
         self._num_steps = num_steps
         self._loss_sum = torch.zeros((), device=device)
+        self._losses: deque[Tensor] = deque(maxlen=_KEPT_LOSSES)
         self._answers: deque[tuple[Tensor, Tensor]] = deque()
         self._kept_elements = 0
         self._rows = 0
@@ -49,16 +55,17 @@ class Progress:
         self._noted_seconds: dict[str, float] = {}
         self.row_seconds: float | None = None
         """How long a row would take at the peak of the device; None where that is not known."""
-        self.last_finite_loss: float | None = None
-        """As it was read last; evidence for when it no longer is."""
+        self._last_loss: Tensor | None = None  # that was reported
+        self._last_finite_mean: float | None = None
         self._began_at = self._read_at = time.perf_counter()
         self._paused_seconds = 0.0
         self._due_at = -math.inf
         self.stopwatch = make_stopwatch(device)
 
     def add(self, rows: int, loss: Tensor) -> None:
-        """Collect a step that was just done: its rows and their mean loss."""
+        """Collect a step that was just done: its rows and their mean loss, which nobody may change any more."""
         self._rows += rows
+        self._losses.append(loss)
         self._steps_here += 1
         if self._finite_rows is None:
             self._loss_sum.add_(loss, alpha=rows)
@@ -110,13 +117,13 @@ class Progress:
     ) -> None:
         """Report all steps up to `step`, the last one that was collected; there must be one.
 
-        Raises Diverged if their loss is not finite, unless such steps are left out.
+        Raises Diverged, which names the first of them whose loss is not finite, unless such steps are left out.
         """
         loss = self._mean_loss()
         if math.isfinite(loss):
-            self.last_finite_loss = loss
+            self._last_finite_mean = loss
         elif self._finite_rows is None:
-            raise Diverged(f"the loss is {loss}", step, self.last_finite_loss, learning_rate)
+            raise self._diverged(loss, step)
         now = time.perf_counter()
         seconds = max(1e-9, now - self._read_at - self._paused_seconds)
         self._report(
@@ -136,8 +143,31 @@ class Progress:
             )
         )
         self._answers.clear()
+        self._last_loss = self._losses[-1]
+        self._losses.clear()
         self._kept_elements = self._rows = 0
         self._paused_seconds, self._read_at, self._due_at = 0.0, now, now + PERIOD_SECONDS
+
+    @property
+    def last_finite_loss(self) -> float | None:
+        """That of the newest step that had one, or at least of the newest report.  Evidence: waits for the device."""
+        losses = self._read_losses()
+        return next((loss for loss in reversed(losses) if math.isfinite(loss)), self._last_finite_mean)
+
+    def _diverged(self, mean: float, step: int) -> Diverged:
+        """The evidence: which of the steps up to `step` was the first without a finite loss, and the loss before it."""
+        losses = self._read_losses()
+        first = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if first is None:  # each is finite, but not their sum
+            return Diverged(f"the sum of losses is {mean}", step, losses[-1], self._rate_of(step))
+        before = losses[first - 1] if first else self._last_finite_mean
+        step += 1 + first - len(losses)
+        return Diverged(f"the loss is {losses[first]}", step, before, self._rate_of(step))
+
+    def _read_losses(self) -> list[float]:
+        """The loss of each step since the last report, and that of the last one that was in it."""
+        kept = ([] if self._last_loss is None else [self._last_loss]) + list(self._losses)
+        return torch.stack(kept).tolist() if kept else []
 
     def _step_seconds(self) -> dict[str, float]:
         num_steps = max(1, self._steps_here - self._steps_reported)

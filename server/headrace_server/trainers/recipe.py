@@ -158,6 +158,14 @@ class Compilation(StrEnum):
     ALWAYS = "always"
 
 
+class Graphs(StrEnum):
+    """Whether micro-batches are recorded as CUDA graphs; AUTO where that turns out to save time."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 class Strategy(StrEnum):
     """What each of several ranks holds."""
 
@@ -207,6 +215,9 @@ class Recipe(_Part):
     channels_last: bool | None = None
     """Whether images lie in memory pixel by pixel, not channel by channel; None: on a GPU."""
     strategy: Strategy = Strategy.DATA_PARALLEL
+    synchronize_batch_norm: bool = True
+    """Whether batch normalisation takes its statistics over the rows of all ranks, as one rank would."""
+    graphs: Graphs = Graphs.AUTO
 
     @field_validator("micro_batches")
     @classmethod

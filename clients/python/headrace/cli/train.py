@@ -38,6 +38,7 @@ _CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "device": ("auto", "cpu", "gpu"),
     "compilation": ("auto", "never", "always"),
+    "graphs": ("auto", "never", "always"),
     "strategy": ("data_parallel", "fully_sharded"),
 }
 _SCHEDULES = {
@@ -113,6 +114,9 @@ def _recipe(
         bool, typer.Option("--deterministic", help="The same bits each time.", rich_help_panel=_RECIPE)
     ] = False,
     compilation: Annotated[str | None, typer.Option(help="auto, never or always.", rich_help_panel=_RECIPE)] = None,
+    graphs: Annotated[
+        str | None, typer.Option(help="auto, never or always: CUDA graphs.", rich_help_panel=_RECIPE)
+    ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="data_parallel or fully_sharded, for many ranks.", rich_help_panel=_RECIPE)
     ] = None,

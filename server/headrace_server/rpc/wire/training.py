@@ -18,6 +18,7 @@ from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.precision import Precision
 from headrace_server.rpc.status import failure_status
+from headrace_server.rpc.wire.arithmetic import key_of, present, read_arithmetic, set_arithmetic
 from headrace_server.rpc.wire.events import (
     checkpoint_to_proto,
     duration_from_proto,
@@ -30,16 +31,12 @@ from headrace_server.rpc.wire.models import struct_of
 from headrace_server.trainers.family import Family
 from headrace_server.trainers.recipe import (
     AdamW,
-    Compilation,
     Device,
     Epochs,
-    OnNonFinite,
     Placement,
-    Recipe,
     Schedule,
     Sgd,
     Sharing,
-    Strategy,
 )
 from headrace_server.training.draft import SpecDraft, StartRequest
 from headrace_server.training.job import Job
@@ -60,20 +57,6 @@ _TASKS = {
     spec_pb.TabularTrainer.TASK_UNSPECIFIED: "auto",
     spec_pb.TabularTrainer.TASK_CLASSIFICATION: "classification",
     spec_pb.TabularTrainer.TASK_REGRESSION: "regression",
-}
-_COMPILATIONS = {
-    spec_pb.TrainingSpec.COMPILATION_UNSPECIFIED: Compilation.AUTO.value,
-    spec_pb.TrainingSpec.COMPILATION_NEVER: Compilation.NEVER.value,
-    spec_pb.TrainingSpec.COMPILATION_ALWAYS: Compilation.ALWAYS.value,
-}
-_STRATEGIES = {
-    spec_pb.TrainingSpec.STRATEGY_DATA_PARALLEL: Strategy.DATA_PARALLEL.value,
-    spec_pb.TrainingSpec.STRATEGY_FULLY_SHARDED: Strategy.FULLY_SHARDED.value,
-}
-_ACTIONS = {
-    spec_pb.Numerics.ACTION_STOP: OnNonFinite.STOP.value,
-    spec_pb.Numerics.ACTION_SKIP: OnNonFinite.SKIP.value,
-    spec_pb.Numerics.ACTION_LOWER_RATE: OnNonFinite.LOWER_RATE.value,
 }
 _OPTIMIZERS = {
     "adamw": (spec_pb.AdamW, ("learning_rate", "weight_decay")),
@@ -174,7 +157,7 @@ def spec_to_proto(spec: TrainingSpec) -> spec_pb.TrainingSpec:
             keep_best=recipe.checkpoints.keep_best,
         ),
         resources=spec_pb.Resources(
-            device=_key_of(_DEVICES, recipe.device.value),
+            device=key_of(_DEVICES, recipe.device.value),
             priority=spec.priority,
             cpu_threads=recipe.cpu_threads,
             preemptible=spec.is_preemptible,
@@ -192,7 +175,7 @@ def spec_to_proto(spec: TrainingSpec) -> spec_pb.TrainingSpec:
         message.early_stopping.min_delta = recipe.early_stopping.min_delta
     _set_union(message.optimizer, _OPTIMIZERS, recipe.optimizer)
     _set_union(message.schedule, _SCHEDULES, recipe.schedule)
-    _set_arithmetic(message, recipe)
+    set_arithmetic(message, recipe)
     if spec.start_from is not None:
         source = "model" if spec.start_from.name.startswith("models/") else "training_job"
         setattr(message.start_from, source, spec.start_from.name)
@@ -237,7 +220,7 @@ def _trainer_from_proto(spec: spec_pb.TrainingSpec) -> tuple[str, dict[str, Any]
 
 
 def _tabular_from_proto(trainer: spec_pb.TabularTrainer) -> dict[str, Any]:
-    parameters: dict[str, Any] = _present(trainer, "dropout", "label_smoothing")
+    parameters: dict[str, Any] = present(trainer, "dropout", "label_smoothing")
     if trainer.target:
         parameters["target"] = trainer.target
     if trainer.task != spec_pb.TabularTrainer.TASK_UNSPECIFIED:
@@ -250,11 +233,11 @@ def _tabular_from_proto(trainer: spec_pb.TabularTrainer) -> dict[str, Any]:
 
 
 def _images_from_proto(trainer: spec_pb.ImageClassificationTrainer) -> dict[str, Any]:
-    parameters: dict[str, Any] = _present(trainer, "image_size", "width", "blocks_per_stage", "label_smoothing")
+    parameters: dict[str, Any] = present(trainer, "image_size", "width", "blocks_per_stage", "label_smoothing")
     if trainer.HasField("augmentation"):
         parameters["augmentation"] = {
             "flip": trainer.augmentation.flip,
-            **_present(trainer.augmentation, "shift_pixels", "cutout_pixels"),
+            **present(trainer.augmentation, "shift_pixels", "cutout_pixels"),
         }
     if trainer.images:
         parameters["images"] = trainer.images
@@ -264,7 +247,7 @@ def _images_from_proto(trainer: spec_pb.ImageClassificationTrainer) -> dict[str,
 
 
 def _recipe_from_proto(spec: spec_pb.TrainingSpec) -> tuple[dict[str, Any], dict[str, str]]:
-    recipe: dict[str, Any] = _present(spec, "batch_size", "seed")
+    recipe: dict[str, Any] = present(spec, "batch_size", "seed")
     paths = {
         "recipe": "spec",
         "recipe.length": "spec.epochs",
@@ -283,17 +266,17 @@ def _recipe_from_proto(spec: spec_pb.TrainingSpec) -> tuple[dict[str, Any], dict
         )
     for union, kinds in (("optimizer", _OPTIMIZERS), ("schedule", _SCHEDULES)):
         if kind := getattr(spec, union).WhichOneof("kind"):
-            recipe[union] = {"kind": kind, **_present(getattr(getattr(spec, union), kind), *kinds[kind][1])}
+            recipe[union] = {"kind": kind, **present(getattr(getattr(spec, union), kind), *kinds[kind][1])}
             paths |= dict.fromkeys((f"recipe.{union}", f"recipe.{union}.{kind}"), f"spec.{union}.{kind}")
     if spec.precision != tensor_pb2.PRECISION_UNSPECIFIED:
         recipe["precision"] = _PRECISIONS.get(spec.precision, str(spec.precision))
     _read_policies(spec, recipe)
-    _read_arithmetic(spec, recipe)
+    read_arithmetic(spec, recipe)
     return recipe, paths
 
 
 def _read_policies(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None:
-    evaluation = _present(spec.evaluation, "holdout_fraction", "every_epochs")
+    evaluation = present(spec.evaluation, "holdout_fraction", "every_epochs")
     if spec.evaluation.metric:
         evaluation["metric"] = spec.evaluation.metric
     if evaluation:
@@ -301,7 +284,7 @@ def _read_policies(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None:
     if spec.HasField("early_stopping"):
         stopping = spec.early_stopping
         recipe["early_stopping"] = {"patience": stopping.patience, "min_delta": stopping.min_delta}
-    checkpoints = _present(spec.checkpoints, "keep_last", "keep_best")
+    checkpoints = present(spec.checkpoints, "keep_last", "keep_best")
     if spec.checkpoints.HasField("period"):
         checkpoints["period_seconds"] = duration_from_proto(spec.checkpoints.period)
     if checkpoints:
@@ -310,39 +293,17 @@ def _read_policies(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None:
         recipe["placement"] = _placement_from_proto(spec.resources.placement)
     if spec.resources.device != spec_pb.Resources.DEVICE_UNSPECIFIED:
         recipe["device"] = _DEVICES.get(spec.resources.device, str(spec.resources.device))
-    recipe |= _present(spec.resources, "cpu_threads")
-
-
-def _read_arithmetic(spec: spec_pb.TrainingSpec, recipe: dict[str, Any]) -> None:
-    recipe |= _present(spec, "micro_batches", "max_gradient_norm", "channels_last")
-    recipe |= {flag: True for flag in ("deterministic", "split_to_fit") if getattr(spec, flag)}
-    if spec.HasField("moving_average"):
-        recipe["moving_average"] = _present(spec.moving_average, "decay")
-    numerics = _present(spec.numerics, "rate_factor", "max_skipped_in_a_row")
-    if spec.numerics.on_non_finite != spec_pb.Numerics.ACTION_UNSPECIFIED:
-        numerics["on_non_finite"] = _ACTIONS.get(spec.numerics.on_non_finite, str(spec.numerics.on_non_finite))
-    if numerics:
-        recipe["numerics"] = numerics
-    if spec.compilation != spec_pb.TrainingSpec.COMPILATION_UNSPECIFIED:
-        recipe["compilation"] = _COMPILATIONS.get(spec.compilation, str(spec.compilation))
-    if spec.strategy != spec_pb.TrainingSpec.STRATEGY_UNSPECIFIED:
-        recipe["strategy"] = _STRATEGIES.get(spec.strategy, str(spec.strategy))
+    recipe |= present(spec.resources, "cpu_threads")
 
 
 def _placement_from_proto(message: spec_pb.Placement) -> dict[str, Any]:
     placement: dict[str, Any] = {
         "mode": _SHARING.get(message.mode, str(message.mode)),
-        **_present(message, "min_share"),
+        **present(message, "min_share"),
     }
     if message.HasField("max_block"):
         placement["max_block_seconds"] = duration_from_proto(message.max_block)
     return placement
-
-
-def _present(message: Any, *fields: str) -> dict[str, Any]:
-    """Those of the optional fields that are set and that this message has."""
-    known = message.DESCRIPTOR.fields_by_name
-    return {field: getattr(message, field) for field in fields if field in known and message.HasField(field)}
 
 
 def _json_of(struct: Struct) -> dict[str, Any]:
@@ -373,7 +334,7 @@ def _set_trainer(message: spec_pb.TrainingSpec, spec: TrainingSpec) -> None:
     parameters: Mapping[str, Any] = json.loads(json.dumps(spec.parameters))  # enums and tuples become JSON
     match spec.trainer:
         case "tabular":
-            task = _key_of(_TASKS, parameters["task"])
+            task = key_of(_TASKS, parameters["task"])
             message.tabular.CopyFrom(spec_pb.TabularTrainer(**{**parameters, "task": task}))
         case "image_classification":
             message.image_classification.CopyFrom(spec_pb.ImageClassificationTrainer(**parameters))
@@ -388,29 +349,9 @@ def _set_union(message: Any, kinds: Mapping[str, tuple[Any, tuple[str, ...]]], c
     getattr(message, chosen.kind).CopyFrom(kind(**{field: getattr(chosen, field) for field in fields}))
 
 
-def _set_arithmetic(message: spec_pb.TrainingSpec, recipe: Recipe) -> None:
-    message.micro_batches = recipe.micro_batches
-    if recipe.max_gradient_norm is not None:
-        message.max_gradient_norm = recipe.max_gradient_norm
-    if recipe.moving_average is not None:
-        message.moving_average.decay = recipe.moving_average.decay
-    message.deterministic, message.split_to_fit = recipe.deterministic, recipe.split_to_fit
-    message.numerics.on_non_finite = _key_of(_ACTIONS, recipe.numerics.on_non_finite.value)
-    message.numerics.rate_factor = recipe.numerics.rate_factor
-    message.numerics.max_skipped_in_a_row = recipe.numerics.max_skipped_in_a_row
-    message.compilation = _key_of(_COMPILATIONS, recipe.compilation.value)
-    if recipe.channels_last is not None:
-        message.channels_last = recipe.channels_last
-    message.strategy = _key_of(_STRATEGIES, recipe.strategy.value)
-
-
 def _placement_to_proto(placement: Placement) -> spec_pb.Placement:
     return spec_pb.Placement(
         mode=spec_pb.Placement.Mode.Value(f"MODE_{placement.mode.name}"),
         max_block=duration_to_proto(placement.max_block_seconds),
         min_share=placement.min_share,
     )
-
-
-def _key_of(table: Mapping[Any, str], value: str) -> Any:
-    return next(key for key, known in table.items() if known == value)

@@ -207,8 +207,8 @@ class PhaseChanged(_message.Message):
 
     PHASE_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
-    """"starting", "fetching_data", "preparing_data", "building", "compiling", "training", "exporting", "verifying",
-    "publishing".  Later releases may add phases.
+    """"starting", "fetching_data", "preparing_data", "building", "compiling", "capturing", "training", "exporting",
+    "verifying", "publishing".  Later releases may add phases.
     """
     def __init__(
         self,

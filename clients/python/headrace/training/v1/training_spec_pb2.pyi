@@ -76,6 +76,29 @@ class TrainingSpec(_message.Message):
     STRATEGY_FULLY_SHARDED: TrainingSpec.Strategy.ValueType  # 2
     """A part of the weights, of their gradients and of the optimizer's state, for networks that do not fit one device."""
 
+    class _Graphs:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _GraphsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TrainingSpec._Graphs.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        GRAPHS_UNSPECIFIED: TrainingSpec._Graphs.ValueType  # 0
+        """On a GPU, where steps are small and turn out to be faster that way."""
+        GRAPHS_NEVER: TrainingSpec._Graphs.ValueType  # 1
+        """Never."""
+        GRAPHS_ALWAYS: TrainingSpec._Graphs.ValueType  # 2
+        """On a GPU, wherever the network can be recorded."""
+
+    class Graphs(_Graphs, metaclass=_GraphsEnumTypeWrapper):
+        """Whether the micro-batches of a step are recorded as a CUDA graph and replayed, which saves the launch of each kernel."""
+
+    GRAPHS_UNSPECIFIED: TrainingSpec.Graphs.ValueType  # 0
+    """On a GPU, where steps are small and turn out to be faster that way."""
+    GRAPHS_NEVER: TrainingSpec.Graphs.ValueType  # 1
+    """Never."""
+    GRAPHS_ALWAYS: TrainingSpec.Graphs.ValueType  # 2
+    """On a GPU, wherever the network can be recorded."""
+
     DATASET_FIELD_NUMBER: _builtins.int
     TABULAR_FIELD_NUMBER: _builtins.int
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
@@ -103,6 +126,8 @@ class TrainingSpec(_message.Message):
     COMPILATION_FIELD_NUMBER: _builtins.int
     CHANNELS_LAST_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
+    SYNCHRONIZE_BATCH_NORM_FIELD_NUMBER: _builtins.int
+    GRAPHS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}` for the newest version, or `datasets/{dataset}/versions/{version}`.  Required."""
     model: _builtins.str
@@ -139,6 +164,12 @@ class TrainingSpec(_message.Message):
     """
     strategy: Global___TrainingSpec.Strategy.ValueType
     """What each of several ranks holds."""
+    synchronize_batch_norm: _builtins.bool
+    """Whether batch normalisation takes its statistics over the rows of all ranks, as one rank would.  True when absent;
+    nothing else where there is one rank, or no batch normalisation.
+    """
+    graphs: Global___TrainingSpec.Graphs.ValueType
+    """Whether micro-batches are recorded and replayed."""
     @_builtins.property
     def tabular(self) -> Global___TabularTrainer:
         """A network over columns of numbers and categories."""
@@ -217,10 +248,12 @@ class TrainingSpec(_message.Message):
         compilation: Global___TrainingSpec.Compilation.ValueType = ...,
         channels_last: _builtins.bool | None = ...,
         strategy: Global___TrainingSpec.Strategy.ValueType = ...,
+        synchronize_batch_norm: _builtins.bool | None = ...,
+        graphs: Global___TrainingSpec.Graphs.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "start_from", b"start_from", "steps", b"steps", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "_synchronize_batch_norm", b"_synchronize_batch_norm", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "start_from", b"start_from", "steps", b"steps", "synchronize_batch_norm", b"synchronize_batch_norm", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "compilation", b"compilation", "dataset", b"dataset", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "model", b"model", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "precision", b"precision", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "split_to_fit", b"split_to_fit", "start_from", b"start_from", "steps", b"steps", "strategy", b"strategy", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_channels_last", b"_channels_last", "_max_gradient_norm", b"_max_gradient_norm", "_max_restarts", b"_max_restarts", "_micro_batches", b"_micro_batches", "_seed", b"_seed", "_synchronize_batch_norm", b"_synchronize_batch_norm", "batch_size", b"batch_size", "channels_last", b"channels_last", "checkpoints", b"checkpoints", "compilation", b"compilation", "dataset", b"dataset", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "epochs", b"epochs", "evaluation", b"evaluation", "graphs", b"graphs", "image_classification", b"image_classification", "length", b"length", "max_gradient_norm", b"max_gradient_norm", "max_restarts", b"max_restarts", "micro_batches", b"micro_batches", "model", b"model", "moving_average", b"moving_average", "numerics", b"numerics", "optimizer", b"optimizer", "plugin", b"plugin", "precision", b"precision", "resources", b"resources", "schedule", b"schedule", "seed", b"seed", "split_to_fit", b"split_to_fit", "start_from", b"start_from", "steps", b"steps", "strategy", b"strategy", "synchronize_batch_norm", b"synchronize_batch_norm", "tabular", b"tabular", "trainer", b"trainer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -234,6 +267,8 @@ class TrainingSpec(_message.Message):
     _WhichOneofArgType__micro_batches: _TypeAlias = _typing.Literal["_micro_batches", b"_micro_batches"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__synchronize_batch_norm: _TypeAlias = _typing.Literal["synchronize_batch_norm"]  # noqa: Y015
+    _WhichOneofArgType__synchronize_batch_norm: _TypeAlias = _typing.Literal["_synchronize_batch_norm", b"_synchronize_batch_norm"]  # noqa: Y015
     _WhichOneofReturnType_length: _TypeAlias = _typing.Literal["epochs", "steps"]  # noqa: Y015
     _WhichOneofArgType_length: _TypeAlias = _typing.Literal["length", b"length"]  # noqa: Y015
     _WhichOneofReturnType_trainer: _TypeAlias = _typing.Literal["tabular", "image_classification", "plugin"]  # noqa: Y015
@@ -250,6 +285,8 @@ class TrainingSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__micro_batches) -> _WhichOneofReturnType__micro_batches | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__synchronize_batch_norm) -> _WhichOneofReturnType__synchronize_batch_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_length) -> _WhichOneofReturnType_length | None: ...
     @_typing.overload
