@@ -48,6 +48,7 @@ class Run:
         versions: dict[str, str] | None = None,
         yielding: Yielding | None = None,
         profiling: Callable[[Callable[[TrainerReport], None]], Profiling] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.reports: list[TrainerReport] = []
         torch.manual_seed(recipe.seed)
@@ -58,7 +59,7 @@ class Run:
             task,
             self.network,
             recipe,
-            device=CPU,
+            device=device,
             report=self.reports.append,
             checkpoints=self.writer,
             stop=StopAt(stop_after),

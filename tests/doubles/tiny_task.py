@@ -14,10 +14,12 @@ class TinyTask(Task):
     """Two noisy clusters in four dimensions.
 
     `loss_of` may replace the loss, to script its failures.  A plain one has nothing by which rows that are computed
-    apart differ from rows that are computed together: no batch statistics, no dropout, no augmentation.
+    apart differ from rows that are computed together: no batch statistics, unless it `normalises`, no dropout, no
+    augmentation.
     """
 
     measures = CLASSIFICATION
+    is_static = True
 
     def __init__(
         self,
@@ -25,13 +27,16 @@ class TinyTask(Task):
         num_held_out: int = 11,
         loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
         is_plain: bool = False,
+        normalises: bool = False,
     ) -> None:
-        self._is_plain = is_plain
+        self._is_plain, self._normalises = is_plain, normalises
         self.training = _rows(num_rows, seed=1)
         self.held_out = _rows(num_held_out, seed=2)
         self._loss_of = loss_of or nn.functional.cross_entropy
 
     def make_network(self) -> nn.Module:
+        if self._normalises:
+            return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
         if self._is_plain:
             return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))

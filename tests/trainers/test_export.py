@@ -13,10 +13,10 @@ from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.models.calibration import CALIBRATION_FILE, read_rows
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.tensors import DataType, Signature, TensorSpec
+from headrace_server.trainers.evaluations import Best
 from headrace_server.trainers.export import MANIFEST, ONNX, PT2, WEIGHTS, Export, compare
 from headrace_server.trainers.failures import ExportDiffers
 from headrace_server.trainers.job_file import ExportManifest
-from headrace_server.trainers.loop import Best
 from headrace_server.trainers.tabular.network import Scale, TabularNetwork, TabularProgram
 from headrace_server.trainers.tabular.parameters import TabularParameters
 from headrace_server.trainers.tabular.task import build as build_tabular

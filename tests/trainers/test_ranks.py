@@ -139,6 +139,20 @@ def test_two_ranks_make_the_steps_of_one(tmp_path: Path, changes: dict[str, Any]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", Strategy)
+def test_batch_normalisation_sees_the_rows_of_all_ranks(tmp_path: Path, strategy: Strategy) -> None:
+    recipe = RECIPE.model_copy(update={"strategy": strategy, "batch_size": 9})  # 4 and 5 rows a rank
+    apart = recipe.model_copy(update={"synchronize_batch_norm": False})
+
+    one = World(tmp_path / "one", 1, recipe, num_rows=36, normalises=True).end()
+    two = World(tmp_path / "two", 2, recipe, num_rows=36, normalises=True).end()
+    other = World(tmp_path / "other", 2, apart, num_rows=36, normalises=True).end()
+
+    assert_close(one.weights, two.weights)
+    assert any(not torch.allclose(tensor, other.weights[name], rtol=1e-3) for name, tensor in one.weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", Strategy)
 def test_a_training_of_two_ranks_goes_on_with_one_and_the_other_way_round(tmp_path: Path, strategy: Strategy) -> None:
     recipe = RECIPE.model_copy(update={"strategy": strategy, "moving_average": MovingAverage(decay=0.9)})
     whole = World(tmp_path / "whole", 1, recipe).end()

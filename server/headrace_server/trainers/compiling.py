@@ -75,6 +75,11 @@ class Compiling:
         self._begun_at = 0.0
         self._eager_seconds = 0.0
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing will change about how passes are computed any more."""
+        return self._stage is _Stage.SETTLED
+
     def before_step(self, step: int) -> None:
         """`step` is the number of steps that were done."""
         match self._stage:

@@ -33,9 +33,9 @@ from headrace_server.models.calibration import (
 )
 from headrace_server.models.version import ArtifactFormat, Lineage, Parity
 from headrace_server.tensors import Array, Signature
+from headrace_server.trainers.evaluations import Best
 from headrace_server.trainers.failures import ExportDiffers, TrainingFailure
 from headrace_server.trainers.job_file import ExportedArtifact, ExportManifest
-from headrace_server.trainers.loop import Best
 from headrace_server.trainers.task import Program
 
 ONNX, PT2, WEIGHTS, MANIFEST = "model.onnx", "program.pt2", "weights.safetensors", "export.json"

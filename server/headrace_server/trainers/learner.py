@@ -6,6 +6,7 @@ Knows neither rows nor time: `loop.py` says what comes when.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from headrace_server.trainers.ranks import ALONE, World
 from headrace_server.trainers.recipe import Recipe
 from headrace_server.trainers.utilization import count_flops, peak_flops
 
+if TYPE_CHECKING:
+    from headrace_server.trainers.batch_statistics import Attendance
+
 _GRADIENT, _STEP_LOSS = "gradient.", "step_loss"
 _AUGMENTATION, _CPU, _CUDA = "random.augmentation", "random.cpu", "random.cuda"
 
@@ -36,6 +40,11 @@ class Learner:
     def __init__(self, network: nn.Module, recipe: Recipe, device: torch.device, world: World | None = None) -> None:
         self._recipe, self._device, self._world = recipe, device, world or ALONE
         self._is_channels_last = prefers_channels_last(recipe.channels_last, device)
+        self._attendance: Attendance | None = None
+        if self._world.place.size > 1 and recipe.synchronize_batch_norm:
+            from headrace_server.trainers.batch_statistics import share_statistics  # loads the compiler
+
+            self._attendance = share_statistics(network, self._world)
         self.network = network.to(device)
         if self._is_channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
@@ -92,8 +101,13 @@ class Learner:
             outputs: Tensor = self._called(*inputs)
         return outputs.float()
 
-    def part_of_step(self, *, is_last: bool) -> AbstractContextManager[object]:
-        """What forward and backward of a micro-batch run in: only the last of a step needs the other ranks."""
+    def part_of_step(self, *, is_last: bool, counts: bool) -> AbstractContextManager[object]:
+        """What forward and backward of a micro-batch run in: only the last of a step adds up gradients of all ranks.
+
+        `counts` is whether its rows belong to the step, or only keep the other ranks company.
+        """
+        if self._attendance is not None:
+            self._attendance.counts = counts
         return nullcontext() if is_last else self._world.apart()
 
     def backward(self, loss: Tensor, share: float) -> None:
@@ -112,7 +126,7 @@ class Learner:
 
     def rehearse(self, inputs: tuple[Tensor, ...], loss: Callable[[Tensor], Tensor]) -> Tensor:
         """The loss of a forward pass whose backward pass stays on this rank, and whose gradients nobody wants."""
-        with self._world.apart():
+        with self._world.apart(), self._attendance.alone() if self._attendance else nullcontext():
             return self.gradients.scale(loss(self.forward(inputs)))
 
     def seconds_of_row(self, forward: Callable[[], Tensor], rows: int) -> float | None:

@@ -22,7 +22,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
@@ -33,12 +32,13 @@ from headrace_server.trainers.checkpoint import Checkpoint, Values
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter, Importance
 from headrace_server.trainers.compiling import Compiling
 from headrace_server.trainers.environment import differences
-from headrace_server.trainers.examination import examine
+from headrace_server.trainers.evaluations import Best, Evaluations, NotFinite
 from headrace_server.trainers.failures import Diverged, TrainingFailure
 from headrace_server.trainers.feed import Feed
 from headrace_server.trainers.gradients import Guard
 from headrace_server.trainers.learner import Learner
 from headrace_server.trainers.micro_batches import Part, parts_of_step
+from headrace_server.trainers.micro_steps import MicroSteps
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.progress import Progress
 from headrace_server.trainers.ranks import (
@@ -54,11 +54,10 @@ from headrace_server.trainers.ranks import (
 )
 from headrace_server.trainers.recipe import Recipe, Steps
 from headrace_server.trainers.rehearsal import rehearse
-from headrace_server.trainers.reports import EvaluationCompleted, TrainerReport, WarningRaised
+from headrace_server.trainers.reports import TrainerReport, WarningRaised
 from headrace_server.trainers.schedules import learning_rate
 from headrace_server.trainers.stopwatch import PARTS
 from headrace_server.trainers.task import Task
-from headrace_server.trainers.yardstick import Standing, make_yardstick
 from headrace_server.trainers.yielding import Yielding
 
 DATA, TRANSFER, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
@@ -72,16 +71,6 @@ class Outcome(StrEnum):
     """All steps are done, or early stopping ended them."""
     STOPPED = "stopped"
     """It was told to stop; its last checkpoint continues where it stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The network at its best evaluation."""
-
-    step: int
-    metrics: Mapping[str, float]
-    weights: Mapping[str, Tensor]
-    """By name, on the CPU."""
 
 
 class Loop:
@@ -116,16 +105,14 @@ class Loop:
         self._yielding = yielding
         self._learner = Learner(network, recipe, device, self._world)
         self._training = Feed(task.training, recipe.batch_size, device, self._place)
-        self._held_out = Feed(task.held_out, recipe.batch_size, device, fetches_ahead=False)
+        self._evaluations = Evaluations(task, self._learner, recipe, device, self._world, report)
         self._micro_rows = -(-recipe.batch_size // recipe.micro_batches)
         self._steps_per_epoch = self._training.num_batches
         self.num_steps = self._planned_steps()
         self._step = 0
         self._rows_done = 0
         self._step_loss: Tensor | None = None  # of the rows that are done
-        self._yardstick = make_yardstick(recipe, task.measures, Standing())
         self._is_over = self._is_stopping = False
-        self._best_weights: Mapping[str, Tensor] | None = None
         guard = self._learner.gradients.guard
         self._progress = Progress(
             report,
@@ -137,9 +124,24 @@ class Loop:
             leaves_out_non_finite=guard is not None,
         )
         self._mark_gathered = partial(self._progress.stopwatch.mark, DATA)
+        self._mark_forward = partial(self._progress.stopwatch.mark, FORWARD)
         self._skipped_steps = 0
         compiling = Compiling(self._learner, recipe, device, self.num_steps, report, num_ranks=self._place.size)
-        self._attendants: list[Compiling | Profiling] = [compiling] if profiling is None else [compiling, profiling]
+        self._micro_steps = MicroSteps(
+            self._learner,
+            task,
+            recipe,
+            device,
+            self.num_steps,
+            report,
+            obstacle=self._obstacle_to_graphs(),
+            may_watch=lambda: compiling.is_settled,
+        )
+        self._attendants: list[Compiling | MicroSteps | Profiling] = [
+            compiling,
+            self._micro_steps,
+            *([profiling] if profiling else []),
+        ]
         self._checkpointed_at = (0, 0)
         self._checkpoint_due_at = time.monotonic() + recipe.checkpoints.period_seconds
 
@@ -166,10 +168,7 @@ class Loop:
     @property
     def best(self) -> Best:
         """The network at its best evaluation.  Only after COMPLETED: the last step is always evaluated."""
-        standing = self._yardstick.standing
-        assert self._best_weights is not None
-        assert standing.best_step is not None
-        return Best(standing.best_step, standing.best_metrics, self._best_weights)
+        return self._evaluations.best
 
     # One step.
 
@@ -194,14 +193,12 @@ class Loop:
             if self._yielding is not None:
                 self._progress.note("yield", self._yielding.give_way())
                 stopwatch.skip()
-            with learner.part_of_step(is_last=part is parts[-1]):
+            with learner.part_of_step(is_last=part is parts[-1], counts=part.share > 0):
                 answered = targets[part.begin : part.end]
-                outputs = learner.forward(tuple(tensor[part.begin : part.end] for tensor in inputs))
-                loss = task.loss(outputs, answered)
-                stopwatch.mark(FORWARD)
-                learner.backward(loss, part.share)
+                rows = tuple(tensor[part.begin : part.end] for tensor in inputs)
+                outputs, loss = self._micro_steps.run(rows, answered, part.share, self._mark_forward)
             stopwatch.mark(BACKWARD)
-            self._collect(part, loss.detach(), outputs, answered)
+            self._collect(part, loss, outputs, answered)
             if self._yielding is not None:
                 self._yielding.done(part.end - part.begin)
         assert self._step_loss is not None
@@ -220,6 +217,7 @@ class Loop:
             self._task, self._learner, self._training, self._device, self._world, wanted=wanted, splits=splits
         )
         self._micro_rows, self._progress.row_seconds = found.micro_rows, found.row_seconds
+        self._micro_steps.rows = found.micro_rows
         if found.micro_rows < wanted:
             message = f"{wanted} rows at once do not fit into the memory of {self._device}: {found.micro_rows} do"
             self._report(WarningRaised(code="BATCH_SPLIT", message=message))
@@ -244,7 +242,7 @@ class Loop:
             self._flush()
         if is_last or self._is_evaluation_due():
             importance = Importance.BEST if self._evaluate() else Importance.ORDINARY
-            self._is_over = is_last or self._yardstick.is_exhausted
+            self._is_over = is_last or self._evaluations.is_exhausted
             if not self._is_over and not self._is_told_to_stop() and self._has_room(importance, wishes):
                 self._checkpoint(importance)
         elif wishes & CHECKPOINT:
@@ -322,22 +320,12 @@ class Loop:
     def _evaluate(self) -> bool:
         """Examine the network on the held-out rows; returns whether it was never better."""
         began_at = time.perf_counter()
-        with self._learner.examined() as network:
-            metrics = examine(network, self._task, self._held_out, self._world)
-            for name, value in metrics.items():
-                if not math.isfinite(value):
-                    raise self._diverged(f"the held-out {name} is {value}")
-            is_best = self._yardstick.judge(self._step, metrics)
-            if is_best:
-                self._best_weights = self._learner.weights()
-        num_rows = self._held_out.num_rows
-        self._report(
-            EvaluationCompleted(
-                step=self._step, epoch=self._last_epoch, metrics=metrics, is_best=is_best, num_rows=num_rows
-            )
-        )
-        self._progress.paused_since(began_at)
-        return is_best
+        try:
+            return self._evaluations.evaluate(self._step, self._last_epoch)
+        except NotFinite as found:
+            raise self._diverged(str(found)) from found
+        finally:
+            self._progress.paused_since(began_at)
 
     # Checkpoints.
 
@@ -354,9 +342,10 @@ class Loop:
         self._progress.paused_since(began_at, "checkpoint")
 
     def _snapshot(self) -> Checkpoint:
-        is_best = self._yardstick.standing.best_step == self._step and not self._rows_done
+        standing, best_weights = self._evaluations.standing, self._evaluations.best_weights
+        is_best = standing.best_step == self._step and not self._rows_done
         # The best ones are kept by the evaluation that finds them.
-        weights = self._best_weights if is_best and not self._learner.averages else self._learner.weights()
+        weights = best_weights if is_best and not self._learner.averages else self._learner.weights()
         assert weights is not None
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values() if tensor.is_floating_point()):
             raise self._diverged("a weight is not finite")
@@ -365,10 +354,10 @@ class Loop:
             rows_done=self._rows_done,
             num_rows=self._training.num_rows,
             is_over=self._is_over,
-            standing=self._yardstick.standing,
+            standing=standing,
             versions=self._versions,
         )
-        return Checkpoint(weights, self._best_weights, self._learner.state(self._step_loss), values)
+        return Checkpoint(weights, best_weights, self._learner.state(self._step_loss), values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; before `run`.  Raises TrainingFailure if it belongs to another training."""
@@ -384,8 +373,7 @@ class Loop:
         self._step_loss = self._learner.restore(checkpoint.weights, checkpoint.tensors)
         self._step, self._rows_done = self._checkpointed_at = values.step, values.rows_done
         self._is_over = values.is_over
-        self._yardstick = make_yardstick(self._recipe, self._task.measures, values.standing)
-        self._best_weights = checkpoint.best_weights
+        self._evaluations.restore(values.standing, checkpoint.best_weights)
         if (guard := self._learner.gradients.guard) is not None:
             self._skipped_steps, _ = guard.read()
 
@@ -397,6 +385,12 @@ class Loop:
         self._learner.begin_with(weights)
 
     # The plan.
+
+    def _obstacle_to_graphs(self) -> str:
+        """Why micro-batches cannot be recorded, beside what the task and the device say."""
+        if self._place.size > 1:
+            return "ranks meet in their passes"
+        return "micro-batches change their size to give way" if self._yielding and self._yielding.adapts else ""
 
     def _planned_steps(self) -> int:
         length = self._recipe.length

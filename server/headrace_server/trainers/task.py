@@ -80,6 +80,9 @@ class Task(ABC):
     held_out: Rows
     measures: Mapping[str, Direction]
     """What `measure` returns, and which way is better.  The first decides which checkpoint is best by default."""
+    is_static: bool = False
+    """Whether the network and the loss do the same operations for every batch of the same shape, on tensors alone, so
+    that they may be recorded once and then be replayed without Python."""
 
     @abstractmethod
     def make_network(self) -> nn.Module:

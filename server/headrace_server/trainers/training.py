@@ -22,10 +22,11 @@ from headrace_server.trainers.catalogue import Families
 from headrace_server.trainers.checkpoint import read_checkpoint, read_weights
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
 from headrace_server.trainers.environment import describe_environment, digest_of_code
+from headrace_server.trainers.evaluations import Best
 from headrace_server.trainers.failures import OutOfMemory
 from headrace_server.trainers.family import Family, Parameters
 from headrace_server.trainers.job_file import JobFile
-from headrace_server.trainers.loop import Best, Loop, Outcome
+from headrace_server.trainers.loop import Loop, Outcome
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.randomness import Use, derive_seed
 from headrace_server.trainers.ranks import Place, World, joined

@@ -31,14 +31,16 @@ class Yielding:
     """The manners of one training."""
 
     def __init__(self, gate: Gate, placement: Placement, device: torch.device, *, adapts: bool) -> None:
-        self._gate, self._placement, self._device, self._adapts = gate, placement, device, adapts
+        self._gate, self._placement, self._device = gate, placement, device
+        self.adapts = adapts
+        """Whether the size of micro-batches follows what a prediction may have to wait."""
         self._row_seconds: float | None = None
         self._last_seconds = 0.0
         self._began_at = 0.0
 
     def rows(self, most: int) -> int:
         """How many rows a micro-batch of the next step should have, at most `most`."""
-        if not self._adapts or self._row_seconds is None:
+        if not self.adapts or self._row_seconds is None:
             return most
         return max(1, min(most, int(self._placement.max_block_seconds * _CALM / self._row_seconds)))
 

@@ -48,6 +48,7 @@ class ImageTask(Task):
     """One training over one set of images."""
 
     measures = CLASSIFICATION
+    is_static = True
 
     def __init__(
         self,

@@ -112,6 +112,8 @@ class Features:
 class TabularTask(Task):
     """One training over one table."""
 
+    is_static = True
+
     def __init__(
         self,
         parameters: TabularParameters,
