@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headrace_server.trainers.checkpoint import read_checkpoint
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
+from headrace_server.trainers.compile_cache import CompileCache
 from headrace_server.trainers.loop import Loop, Outcome
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.recipe import AdamW, ConstantSchedule, Epochs, Recipe
@@ -49,6 +50,7 @@ class Run:
         yielding: Yielding | None = None,
         profiling: Callable[[Callable[[TrainerReport], None]], Profiling] | None = None,
         device: torch.device = CPU,
+        compile_cache: CompileCache | None = None,
     ) -> None:
         self.reports: list[TrainerReport] = []
         torch.manual_seed(recipe.seed)
@@ -66,6 +68,7 @@ class Run:
             versions=versions,
             yielding=yielding,
             profiling=profiling and profiling(self.reports.append),
+            compile_cache=compile_cache,
         )
         if resume_from is not None:
             self.loop.restore(read_checkpoint(resume_from))

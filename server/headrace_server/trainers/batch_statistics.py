@@ -53,17 +53,21 @@ class SharedBatchNorm(_BatchNorm):
     def forward(self, rows: Tensor) -> Tensor:
         """[B, C, …], normalised."""
         if not self.training or self._attendance.is_alone:
-            return super().forward(rows)  # type: ignore[no-any-return]
-        return self._together(rows)
+            return super().forward(rows)
+        outputs: Tensor = self._together(rows)
+        return outputs
 
     def _check_input_dim(self, rows: Tensor) -> None:
         """Take any number of axes: the network was made for its rows."""
 
-    @torch.compiler.disable  # ranks meet in it
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # ranks meet in it
     def _together(self, rows: Tensor) -> Tensor:
-        outputs, mean, variance, count = _Normalise.apply(rows, self.weight, self.bias, self.eps, self._attendance)
+        outputs: Tensor
+        outputs, mean, variance, count = _Normalise.apply(  # type: ignore[no-untyped-call]
+            rows, self.weight, self.bias, self.eps, self._attendance
+        )
         self._follow(mean, variance, count)
-        return outputs  # type: ignore[no-any-return]
+        return outputs
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

@@ -1,30 +1,35 @@
 """Compiles the network where the time that this saves is predicted to be worth the time that it takes.
 
-    watch some eager steps → predict → compile → watch some compiled steps → keep them, or go back
+    watch some eager steps → predict → compile → watch some compiled steps → keep them, or go back → write it down
 
-The prediction is plain: what is left of the training at the pace of the eager steps, less what it would be if compiled
-steps were a seventh faster, against half a minute and a second for each layer.  These are assumptions: compiled steps
-that turn out to be no faster are given up again.
+The prediction is plain: what is left of the training at the pace of the eager steps, less what it would be at the pace
+of compiled ones, against what compiling takes.  Both are what they were on this node before (`compile_record.py`).
+Compiled steps that turn out to be no faster are given up again.
 
 A training that decides by the clock may decide otherwise the next time, and compiled arithmetic rounds otherwise: a
 deterministic training is compiled always or never.  So is one on a CPU or of several ranks, where nothing is predicted.
 """
 
+import hashlib
 import time
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
+import structlog
 import torch
 from torch import nn
 
+from headrace_server.trainers.compile_cache import CompileCache
+from headrace_server.trainers.compile_record import CompileRecord
 from headrace_server.trainers.recipe import Compilation, Recipe
 from headrace_server.trainers.reports import PhaseChanged, TrainerReport, WarningRaised
 
-GAIN = 1.15
-SECONDS, SECONDS_A_LAYER = 30.0, 1.0
-"""What compiling is predicted to take."""
 _WARM_UP, _WATCHED = 10, 30
+
+Rescue = Callable[[Exception], bool]
+
+log = structlog.get_logger()
 
 
 class Compilable(Protocol):
@@ -32,8 +37,11 @@ class Compilable(Protocol):
 
     network: nn.Module
 
-    def compile(self) -> None:
-        """Compute with compiled code from the next pass on, which compiles it."""
+    def compile(self, rescue: Rescue) -> None:
+        """Compute with compiled code from the next pass on, which compiles it.
+
+        Where that fails, `rescue` is asked whether to try again; if not, the pass is computed without.
+        """
         ...
 
     def interpret(self) -> None:
@@ -48,12 +56,6 @@ class _Stage(Enum):
     SETTLED = auto()
 
 
-def is_worth_it(step_seconds: float, num_left: int, num_layers: int) -> bool:
-    """Whether compiling is predicted to save more time than it takes, of so many steps that are left."""
-    saved = step_seconds * num_left * (1 - 1 / GAIN)
-    return saved > SECONDS + SECONDS_A_LAYER * num_layers
-
-
 class Compiling:
     """The decisions of one training; is told of each step before it begins."""
 
@@ -66,14 +68,17 @@ class Compiling:
         report: Callable[[TrainerReport], None],
         *,
         num_ranks: int = 1,
+        cache: CompileCache | None = None,
     ) -> None:
         self._learner, self._device, self._num_steps, self._report = learner, device, num_steps, report
         self._is_wanted = recipe.compilation is Compilation.ALWAYS
         predicts = recipe.compilation is Compilation.AUTO and device.type == "cuda" and num_ranks == 1
         self._stage = _Stage.EAGER if self._is_wanted or (predicts and not recipe.deterministic) else _Stage.SETTLED
-        self._num_seen = 0
-        self._begun_at = 0.0
-        self._eager_seconds = 0.0
+        self._recipe, self._cache = recipe, cache
+        self._record: CompileRecord | None = None
+        self._num_seen = self._num_failures = 0
+        self._begun_at = self._compiling_at = 0.0
+        self._eager_seconds = self._compile_seconds = 0.0
 
     @property
     def is_settled(self) -> bool:
@@ -90,32 +95,82 @@ class Compiling:
             case _Stage.EAGER:
                 if (seconds := self._watched()) is not None:
                     self._eager_seconds = seconds
-                    layers = sum(1 for module in self._learner.network.modules() if any(module.parameters(False)))
-                    if is_worth_it(seconds, self._num_steps - step, layers):
+                    if self._is_worth_it(seconds, self._num_steps - step):
                         self._compile()
                     else:
                         self._stage = _Stage.SETTLED
             case _Stage.COMPILING:
+                self._compile_seconds = time.perf_counter() - self._compiling_at
                 self._report(PhaseChanged(phase="training"))
-                self._stage, self._num_seen = _Stage.SETTLED if self._is_wanted else _Stage.COMPILED, 0
+                is_done = self._is_wanted or self._num_failures > 1
+                self._stage, self._num_seen = _Stage.SETTLED if is_done else _Stage.COMPILED, 0
             case _Stage.COMPILED:
                 if (seconds := self._watched()) is not None:
                     self._stage = _Stage.SETTLED
+                    self._note(self._eager_seconds / max(seconds, 1e-9))
                     if seconds > self._eager_seconds:
                         self._give_up(seconds)
 
     def close(self, step: int) -> None:
-        """Nothing is left to do after the last of so many steps."""
+        """Let go of the cache after the last of so many steps."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def _is_worth_it(self, step_seconds: float, num_left: int) -> bool:
+        path = None if self._cache is None else self._cache.learned_path
+        hardware = f"{torch.cuda.get_device_name(self._device)}, torch {torch.__version__}"
+        self._record = CompileRecord(path, hardware)
+        prediction = self._record.predict(self._fingerprint(), self._num_layers())
+        is_worth_it = prediction.is_worth_it(step_seconds, num_left)
+        log.info(
+            "trainers.compilation_predicted",
+            seconds=prediction.seconds, gain=prediction.gain, basis=prediction.basis, compiles=is_worth_it,
+        )  # fmt: skip
+        return is_worth_it
 
     def _compile(self) -> None:
         self._report(PhaseChanged(phase="compiling"))
-        self._learner.compile()
+        if self._cache is not None:
+            try:
+                self._cache.open()
+            except OSError as error:  # torch then compiles into a folder of its own
+                self._cache = None
+                log.warning("trainers.compile_cache_refused", error=str(error))
+        self._compiling_at = time.perf_counter()
+        self._learner.compile(self._rescue)
         self._stage = _Stage.COMPILING
+
+    def _rescue(self, error: Exception) -> bool:
+        """Whether to try again: once, without what lies in the cache, since it may be that."""
+        self._num_failures += 1
+        if self._num_failures == 1 and self._cache is not None:
+            self._cache.clear()
+            log.warning("trainers.compile_cache_cleared", error=str(error))
+            return True
+        self._num_failures = 2
+        problem = str(error).partition("\n")[0][:500]
+        self._report(WarningRaised(code="COMPILATION_FAILED", message=f"trained without compiled code: {problem}"))
+        return False
+
+    def _note(self, gain: float) -> None:
+        assert self._record is not None
+        try:
+            self._record.note(self._fingerprint(), self._num_layers(), self._compile_seconds, gain)
+        except OSError as error:
+            log.warning("trainers.compile_record_refused", error=str(error))
 
     def _give_up(self, seconds: float) -> None:
         self._learner.interpret()
         message = f"compiled steps take {seconds * 1e3:.3g} ms, others {self._eager_seconds * 1e3:.3g} ms: given up"
         self._report(WarningRaised(code="COMPILATION_GIVEN_UP", message=message))
+
+    def _fingerprint(self) -> str:
+        recipe = self._recipe
+        what = f"{self._learner.network!r} {recipe.batch_size}/{recipe.micro_batches} {recipe.precision.value}"
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def _num_layers(self) -> int:
+        return sum(1 for module in self._learner.network.modules() if any(module.parameters(False)))
 
     def _watched(self) -> float | None:
         """The mean seconds of a step, once enough of them were seen; waits for the device at the two ends."""

@@ -35,6 +35,10 @@ class JobFile(BaseModel):
     """A file of weights (safetensors) to begin with, where there is no checkpoint to continue from."""
     gate: Path | None = None
     """Where to wait while predictions run, for a training that gives way to them."""
+    compile_cache: Path | None = None
+    """A folder of this machine where trainers keep compiled code for each other; None: each compiles for itself."""
+    compile_cache_bytes: int = 4 << 30
+    """How much may lie in it after a training."""
     report_descriptor: int
     """The file descriptor that reports go to, one JSON object a line."""
 

@@ -140,9 +140,28 @@ class Learner:
         self.network.zero_grad(set_to_none=True)
         return flops / rows / self._peak
 
-    def compile(self) -> None:
-        """Compute forward and backward passes with compiled code from the next one on, which compiles it."""
-        self._called = torch.compile(self._called)
+    def compile(self, rescue: Callable[[Exception], bool]) -> None:
+        """Compute forward and backward passes with compiled code from the next one on, which compiles it.
+
+        Where that fails, `rescue` is asked whether to try again; if not, the network is computed without from then on.
+        """
+        compiled = torch.compile(self._wrapped)
+
+        def attempt(*inputs: Tensor) -> Tensor:
+            try:
+                outputs: Tensor = compiled(*inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - compilers and what they read fail in every way
+                torch.compiler.reset()
+                if rescue(error):
+                    return attempt(*inputs)
+                self.interpret()
+                return self._called(*inputs)
+            self._called = compiled
+            return outputs
+
+        self._called = attempt
 
     def interpret(self) -> None:
         """Compute without compiled code from the next pass on."""

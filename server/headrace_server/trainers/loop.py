@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from headrace_server.trainers.checkpoint import Checkpoint, Values
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter, Importance
+from headrace_server.trainers.compile_cache import CompileCache
 from headrace_server.trainers.compiling import Compiling
 from headrace_server.trainers.environment import differences
 from headrace_server.trainers.evaluations import Best, Evaluations, NotFinite
@@ -96,6 +97,7 @@ class Loop:
         world: World | None = None,
         yielding: Yielding | None = None,
         profiling: Profiling | None = None,
+        compile_cache: CompileCache | None = None,
     ) -> None:
         self._task, self._recipe, self._device = task, recipe, device
         self._world = world or ALONE
@@ -126,7 +128,9 @@ class Loop:
         self._mark_gathered = partial(self._progress.stopwatch.mark, DATA)
         self._mark_forward = partial(self._progress.stopwatch.mark, FORWARD)
         self._skipped_steps = 0
-        compiling = Compiling(self._learner, recipe, device, self.num_steps, report, num_ranks=self._place.size)
+        compiling = Compiling(
+            self._learner, recipe, device, self.num_steps, report, num_ranks=self._place.size, cache=compile_cache
+        )
         self._micro_steps = MicroSteps(
             self._learner,
             task,

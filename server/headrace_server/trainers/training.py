@@ -21,6 +21,7 @@ from headrace_server.trainers.arithmetic import choose_device, choose_precision,
 from headrace_server.trainers.catalogue import Families
 from headrace_server.trainers.checkpoint import read_checkpoint, read_weights
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter
+from headrace_server.trainers.compile_cache import CompileCache
 from headrace_server.trainers.environment import describe_environment, digest_of_code
 from headrace_server.trainers.evaluations import Best
 from headrace_server.trainers.failures import OutOfMemory
@@ -145,6 +146,7 @@ class Training:
             world=world,
             profiling=self._profiling(),
             yielding=self._yielding(),
+            compile_cache=self._compile_cache(),
         )
         if self._job.resume_from is not None:
             loop.restore(read_checkpoint(self._job.resume_from))
@@ -159,6 +161,10 @@ class Training:
         # Ranks must agree on their micro-batches, and their sizes decide the last bits.
         adapts = self._place.size == 1 and not self._job.recipe.deterministic
         return Yielding(TrainingGate(self._job.gate), placement, self._device, adapts=adapts)
+
+    def _compile_cache(self) -> CompileCache | None:
+        folder = self._job.compile_cache
+        return None if folder is None else CompileCache(folder, self._job.compile_cache_bytes)
 
     def _profiling(self) -> Profiling | None:
         if self._profiles is None or self._place.rank > 0:
