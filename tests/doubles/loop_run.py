@@ -14,6 +14,7 @@ from headrace_server.trainers.loop import Loop, Outcome
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.recipe import AdamW, ConstantSchedule, Epochs, Recipe
 from headrace_server.trainers.reports import CheckpointWritten, EvaluationCompleted, StepCompleted, TrainerReport
+from headrace_server.trainers.task import Task
 from headrace_server.trainers.yielding import Yielding
 from tests.doubles.tiny_task import TinyTask
 
@@ -43,7 +44,7 @@ class Run:
         self,
         folder: Path,
         recipe: Recipe = RECIPE,
-        task: TinyTask | None = None,
+        task: Task | None = None,
         stop_after: int | None = None,
         resume_from: Path | None = None,
         versions: dict[str, str] | None = None,

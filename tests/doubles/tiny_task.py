@@ -1,5 +1,6 @@
 """A small task with everything a loop can meet: dropout, batch statistics, augmentation, and a few dozen rows."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ class TinyTask(Task):
 
     `loss_of` may replace the loss, to script its failures.  A plain one has nothing by which rows that are computed
     apart differ from rows that are computed together: no batch statistics, unless it `normalises`, no dropout, no
-    augmentation.
+    augmentation.  Filed rows are treated as if they had to be read from a file.
     """
 
     measures = CLASSIFICATION
@@ -28,9 +29,10 @@ class TinyTask(Task):
         loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
         is_plain: bool = False,
         normalises: bool = False,
+        is_filed: bool = False,
     ) -> None:
         self._is_plain, self._normalises = is_plain, normalises
-        self.training = _rows(num_rows, seed=1)
+        self.training = dataclasses.replace(_rows(num_rows, seed=1), is_filed=is_filed)
         self.held_out = _rows(num_held_out, seed=2)
         self._loss_of = loss_of or nn.functional.cross_entropy
 

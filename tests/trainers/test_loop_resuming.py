@@ -62,15 +62,23 @@ RECIPES = [
 
 
 @settings(max_examples=25, deadline=None)
-@given(recipe=st.sampled_from(RECIPES), stops=st.lists(st.integers(0, 30), min_size=1, max_size=3))
+@given(
+    recipe=st.sampled_from(RECIPES),
+    stops=st.lists(st.integers(0, 30), min_size=1, max_size=3),
+    is_filed=st.booleans(),
+)
 def test_a_training_stopped_anywhere_and_resumed_ends_with_the_same_bits(
-    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, stops: list[int]
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, stops: list[int], is_filed: bool
 ) -> None:
-    """Anywhere: also between two micro-batches of a step, and after steps that were left out."""
+    """Anywhere: also between two micro-batches of a step, and after steps that were left out.
+
+    Where rows are read ahead from a file, the training that is stopped reads them, and the other one does not.
+    """
     folder = tmp_path_factory.mktemp("run")
     leaves_out = recipe.numerics.on_non_finite is not OnNonFinite.STOP
-    task = TinyTask(loss_of=sometimes_infinite if leaves_out else None)
-    uninterrupted = Run(folder / "whole", recipe, task)
+    loss_of = sometimes_infinite if leaves_out else None
+    task = TinyTask(loss_of=loss_of, is_filed=is_filed)
+    uninterrupted = Run(folder / "whole", recipe, TinyTask(loss_of=loss_of))
     uninterrupted.go()
 
     resume_from: Path | None = None

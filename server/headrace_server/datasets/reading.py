@@ -7,6 +7,7 @@ raises InvalidDataset.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -35,6 +36,21 @@ def read_columns(path: Path, format: DatasetFormat, names: Sequence[str]) -> dic
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
     """Some arrays of an NPZ, whole, in this machine's byte order and rows first."""
     return npz_arrays.read_arrays(path, names)
+
+
+def describe_array(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """The shape of an array of an NPZ and the type of its elements, without reading them."""
+    return npz_arrays.describe_array(path, name)
+
+
+def read_rows(path: Path, name: str, rows_at_once: int) -> Iterator[Array]:
+    """The rows of an array of an NPZ from first to last, so many at a time, for arrays that no memory holds."""
+    return npz_arrays.read_rows(path, name, rows_at_once)
+
+
+def list_classes(path: Path) -> list[str]:
+    """The name of the class of every image of an IMAGE_ZIP, in the order of `read_images`."""
+    return image_archive.list_classes(path)
 
 
 def read_images(path: Path) -> Iterator[tuple[str, Image.Image]]:

@@ -58,6 +58,16 @@ class BatchTooLarge(TrainingFailure):
         )
 
 
+class DataTooLarge(TrainingFailure):
+    """Neither the memory nor the local disk holds the rows of a training."""
+
+    def __init__(self, num_bytes: int, problem: str) -> None:
+        super().__init__(
+            f"the rows take {num_bytes:,} bytes, for which there is neither memory nor room on the disk ({problem})",
+            bytes=num_bytes,
+        )
+
+
 class OutOfMemory(TrainingFailure):
     """The device, or the machine, has no memory left for a training step."""
 

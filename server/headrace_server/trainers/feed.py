@@ -22,10 +22,10 @@ _WHOLE = slice(None)
 
 
 class Feed:
-    """All rows of a kind, in the device's memory when they fill less than half of what is free, else in the host's.
+    """All rows of a kind, in the device's memory when they fill less than half of what is free, else where they are.
 
-    Batches of rows in the host's memory are fetched ahead, if that is another than the device's.  `rank` is whose part
-    of each batch is handed out.
+    Batches of rows in the host's memory are fetched ahead, if that is another than the device's, and those of rows in a
+    file always.  `rank` is whose part of each batch is handed out.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Feed:
         self.num_rows = len(rows)
         self.num_batches = -(-len(rows) // batch_size)
         self._prefetch: Prefetch | None = None
-        if self._home != device if fetches_ahead is None else fetches_ahead:
+        if self._home != device or self._rows.is_filed if fetches_ahead is None else fetches_ahead:
             self._prefetch = Prefetch(self._gather, self._following, device)
 
     def close(self) -> None:

@@ -111,10 +111,10 @@ class Loop:
         self._micro_rows = -(-recipe.batch_size // recipe.micro_batches)
         self._steps_per_epoch = self._training.num_batches
         self.num_steps = self._planned_steps()
-        self._step = 0
-        self._rows_done = 0
+        self._step = self._rows_done = 0
         self._step_loss: Tensor | None = None  # of the rows that are done
         self._is_over = self._is_stopping = False
+        self._skipped_steps = 0
         guard = self._learner.gradients.guard
         self._progress = Progress(
             report,
@@ -127,7 +127,6 @@ class Loop:
         )
         self._mark_gathered = partial(self._progress.stopwatch.mark, DATA)
         self._mark_forward = partial(self._progress.stopwatch.mark, FORWARD)
-        self._skipped_steps = 0
         compiling = Compiling(
             self._learner, recipe, device, self.num_steps, report, num_ranks=self._place.size, cache=compile_cache
         )
@@ -215,8 +214,8 @@ class Loop:
 
     def _rehearse(self) -> None:
         """Before the first step: see that a micro-batch fits into the memory."""
-        own = self._place.rows(self._recipe.batch_size)
-        wanted, splits = min(self._micro_rows, own.stop - own.start), self._recipe.split_to_fit
+        most = -(-self._recipe.batch_size // self._place.size)  # the same for all ranks, which meet in some passes
+        wanted, splits = min(self._micro_rows, most), self._recipe.split_to_fit
         found = rehearse(
             self._task, self._learner, self._training, self._device, self._world, wanted=wanted, splits=splits
         )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 _CALM = 0.9  # the share of the free memory that is planned with
 _FEW, _MORE = 2, 4
+SHARE_FOR_ROWS = 0.5
+"""The share of the free memory that rows may fill, before they are read from a file instead."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 Passes = Callable[[int], Tensor]

@@ -34,12 +34,14 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows to learn from or to be examined on, whole, in the CPU's memory."""
+    """Rows to learn from or to be examined on, whole, in the CPU's memory, or mapped into it from a file."""
 
     inputs: tuple[Tensor, ...]
     """Tensors that share their first axis; the network is called with one batch of each."""
     targets: Tensor
     """What the network should answer, one a row."""
+    is_filed: bool = False
+    """Whether inputs are mapped from a file (`row_file.py`): reading them may wait for the disk."""
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])
@@ -56,6 +58,10 @@ class Material:
     """The recipe's; see `randomness.derive_seed`."""
     warn: Callable[[str, str], None]
     """Tell the caller something that deserves attention: a code in UPPER_SNAKE_CASE, and a sentence."""
+    memory_bytes: int | None = None
+    """How much of the memory rows may fill; larger ones belong into a file below `scratch`.  None: they always fit."""
+    scratch: Path | None = None
+    """A folder for such files, which whoever asks for the task removes; there is one if there is a bound."""
 
 
 @dataclass(frozen=True, slots=True)

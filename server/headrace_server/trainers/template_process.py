@@ -69,7 +69,9 @@ def make_template(order: TemplateOrder) -> None:
     """
     from headrace_server.trainers.randomness import Use, derive_seed
 
-    write_template(_build_task(order), derive_seed(order.recipe.seed, Use.NETWORK), order.folder)
+    with tempfile.TemporaryDirectory(dir=order.folder) as scratch:
+        task = _build_task(order, Path(scratch))
+        write_template(task, derive_seed(order.recipe.seed, Use.NETWORK), order.folder)
 
 
 def write_template(task: "Task", seed: int, folder: Path) -> None:
@@ -88,8 +90,9 @@ def write_template(task: "Task", seed: int, folder: Path) -> None:
     (folder / TEMPLATE).write_text(template.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _build_task(order: TemplateOrder) -> "Task":
+def _build_task(order: TemplateOrder, scratch: Path) -> "Task":
     from headrace_server.trainers.catalogue import Families
+    from headrace_server.trainers.memory import SHARE_FOR_ROWS, free_bytes
     from headrace_server.trainers.task import Material
 
     family = Families().get(order.trainer)
@@ -100,6 +103,8 @@ def _build_task(order: TemplateOrder) -> "Task":
         format=order.dataset_format,
         holdout_fraction=order.recipe.evaluation.holdout_fraction,
         seed=order.recipe.seed,
+        memory_bytes=int(free_bytes() * SHARE_FOR_ROWS),
+        scratch=scratch,
         warn=_already_told,
     )
     module, _, function = family.code.partition(":")

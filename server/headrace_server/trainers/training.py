@@ -28,6 +28,7 @@ from headrace_server.trainers.failures import OutOfMemory
 from headrace_server.trainers.family import Family, Parameters
 from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.loop import Loop, Outcome
+from headrace_server.trainers.memory import SHARE_FOR_ROWS, free_bytes
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.randomness import Use, derive_seed
 from headrace_server.trainers.ranks import Place, World, joined
@@ -118,6 +119,8 @@ class Training:
             format=self._job.dataset_format,
             holdout_fraction=self._job.recipe.evaluation.holdout_fraction,
             seed=self._job.recipe.seed,
+            memory_bytes=int(free_bytes() * SHARE_FOR_ROWS) // self._place.local_size,
+            scratch=self._job.workspace / "rows",
             warn=self._warn,
         )
         task = build(parameters, material)

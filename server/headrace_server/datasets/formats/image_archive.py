@@ -70,6 +70,12 @@ def read_images(path: Path) -> Iterator[tuple[str, Image.Image]]:
                 yield picture.class_name, image
 
 
+def list_classes(path: Path) -> list[str]:
+    """The name of the class of every image, in the order of `read_images`, without decoding any."""
+    with open_archive(path, DatasetFormat.IMAGE_ZIP) as archive:
+        return [picture.class_name for picture in _pictures(archive)]
+
+
 def _pictures(archive: zipfile.ZipFile) -> list[_Picture]:
     paths = [entry.filename.split("/") for entry in archive.infolist() if not entry.is_dir()]
     paths = [parts for parts in paths if not any(is_junk(part) for part in parts)]

@@ -58,14 +58,47 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
     arrays = {}
     with open_archive(path, DatasetFormat.NPZ) as archive:
         for name in names:
-            if f"{name}{_ENDING}" not in archive.NameToInfo:
-                raise _invalid(f"there is no array {shown(name)}")
-            with archive.open(f"{name}{_ENDING}") as file:
+            with _entry(archive, name) as file:
                 _header(file, name)
             with archive.open(f"{name}{_ENDING}") as file:
                 array: Array = np.lib.format.read_array(file, allow_pickle=False)
             arrays[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     return arrays
+
+
+def describe_array(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """The shape of an array and the type of its elements, without reading them."""
+    with open_archive(path, DatasetFormat.NPZ) as archive, _entry(archive, name) as file:
+        shape, _, dtype = _header(file, name)
+    return shape, dtype.newbyteorder("=")
+
+
+def read_rows(path: Path, name: str, rows_at_once: int) -> Iterator[Array]:
+    """The rows of an array from first to last, some at a time, in this machine's byte order.
+
+    One that lies column by column is read whole, since its rows lie everywhere.
+    """
+    with open_archive(path, DatasetFormat.NPZ) as archive, _entry(archive, name) as file:
+        shape, is_fortran_order, dtype = _header(file, name)
+        if not is_fortran_order:
+            row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+            for begin in range(0, shape[0], rows_at_once):
+                num_rows = min(rows_at_once, shape[0] - begin)
+                content = file.read(row_bytes * num_rows)
+                if len(content) != row_bytes * num_rows:
+                    raise _invalid(f"the array {shown(name)} ends before its last row", array=name)
+                rows = np.frombuffer(content, dtype).reshape(num_rows, *shape[1:])
+                yield rows.astype(dtype.newbyteorder("="))
+            return
+    whole = read_arrays(path, [name])[name]
+    for begin in range(0, len(whole), rows_at_once):
+        yield whole[begin : begin + rows_at_once]
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    if f"{name}{_ENDING}" not in archive.NameToInfo:
+        raise _invalid(f"there is no array {shown(name)}")
+    return archive.open(f"{name}{_ENDING}")
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
