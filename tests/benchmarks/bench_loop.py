@@ -7,7 +7,7 @@ recipe.py): a 64-256-256-10 perceptron with batches of 64 rows, or a ResNet-18 f
 16.  The bare loop has no reports, no evaluation, no checkpoints and no schedule.  Sides of ours:
 
     headrace                     the loop alone: reports ten times a second to a pipe that a thread drains, checkpoints
-                                 every second (perceptron) or ten (ResNet), written in the background
+                                 every second (perceptron) or three (ResNet), written in the background
     headrace, no checkpoints     the same without them; what it is faster by is what checkpoints cost a step
     headrace, a job, N readers   a job of a real server beside it, whose progress so many readers follow over gRPC, and
                                  whose checkpoints are published; the trainer's own figures (training/served.py)
@@ -54,8 +54,8 @@ from tests.benchmarks.training.task import ShapeTask
 
 FOLDER = Path(__file__).parent / "training"
 REFERENCE = "bare, torch.optim.AdamW(fused=True)"
-DEFAULT_STEPS = {"mlp": 2000, "resnet18": 40}
-CHECKPOINT_SECONDS = {"mlp": 1.0, "resnet18": 10.0}
+DEFAULT_STEPS = {"mlp": 2000, "resnet18": 20}
+CHECKPOINT_SECONDS = {"mlp": 1.0, "resnet18": 3.0}
 LIGHTNING = Environment("lightning", ("lightning==2.6.6", "torch==2.13.0"))
 TRANSFORMERS = Environment("transformers", ("transformers>=5,<6", "accelerate>=1.10,<2", "torch==2.13.0"))
 

@@ -55,6 +55,8 @@ class Assignment(BaseModel):
     """How long the store may refuse before the attempt is given up."""
     gate: Path | None = None
     """Where trainings wait that give way to predictions; None where nothing is served."""
+    compile_cache: Path | None = None
+    """Where trainers of this machine keep compiled code for each other; None: each compiles for itself."""
     store_root: Path
     """The folder of the LocalBlobStore, which server and agent share."""
     checkpoint_prefix: str

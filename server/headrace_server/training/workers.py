@@ -83,6 +83,7 @@ class Workers:
             formation=formation,
             store_patience_seconds=self._settings.store_patience_seconds,
             gate=self._gate,
+            compile_cache=self._workspaces.parent / "compiled",
             store_root=self._store_root,
             checkpoint_prefix=checkpoint_prefix(job.id),
             profile_prefix=profile_prefix(job.id),

@@ -227,6 +227,7 @@ class Agent:
             workspace=self._trainer_folder,
             resume_from=checkpoint,
             start_from=start,
+            compile_cache=assignment.compile_cache,
             report_descriptor=0,
         )
         return lambda descriptor: job.model_copy(update={"report_descriptor": descriptor})
