@@ -7,6 +7,7 @@ The job names a folder, the recipe, what to resume from, and how the task is mad
 """
 
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -54,3 +55,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # as trainers end: see trainers/__main__.py

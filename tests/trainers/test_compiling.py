@@ -124,7 +124,8 @@ def test_what_it_cost_and_gained_is_known_to_later_trainings(monkeypatch: pytest
     assert short.is_compiled  # which the same training was not where nothing was known
     assert reports[0] == PhaseChanged(phase="compiling")
     prediction = record_in(tmp_path).predict("another network", num_layers=4)
-    assert (prediction.basis, prediction.gain) == ("hardware", pytest.approx(2.0))
+    assert prediction.basis == "hardware"
+    assert prediction.gain == pytest.approx(2.0)
     assert prediction.seconds == pytest.approx(4 * 12.005 / 2)  # two layers took 12 s and the step they were in
 
 

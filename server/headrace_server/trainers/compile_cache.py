@@ -2,8 +2,9 @@
 
 Torch fills it and finds its way in it; here it is kept sound and bounded.  Whoever has the folder to itself checks the
 files against the digests of when they were sealed, removes what is no longer what was written (torch then compiles it
-anew), and removes what was not read for longest until the rest fits.  Files are sealed when the last
-of those who compile at the same time ends; what a killed trainer left without a seal is removed.
+anew), and removes what was not read for longest until the rest fits.  Files are sealed after
+each compilation, unless others compile at the same time; then the last of them does it.  What a killed trainer left
+without a seal is removed.
 
 What lies here is code.  It is written and read by trainers of one user of one machine, like their programs; it comes
 from nowhere else, and goes nowhere.
@@ -39,6 +40,8 @@ class Seal(BaseModel):
 
     size_bytes: int
     sha256: str
+    written_at_ns: int
+    """By the file system; a file that was not written since is not read again to be sealed."""
 
 
 class _Seals(BaseModel):
@@ -67,8 +70,8 @@ class CompileCache:
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits for a cleaning at most, which is bounded by the folder's size
         os.environ[_VARIABLE] = str(self._content)
 
-    def close(self) -> None:
-        """Seal what was written, if nobody else compiles; does nothing when it is not open."""
+    def seal(self) -> None:
+        """Have others trust what was written, if nobody else compiles at the moment; nothing when it is not open."""
         if self._lock is None:
             return
         try:
@@ -77,6 +80,12 @@ class CompileCache:
         except BlockingIOError:
             log.debug("trainers.compile_cache_busy")
         finally:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Seal, and let go of the folder."""
+        self.seal()
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
@@ -88,15 +97,16 @@ class CompileCache:
     def _clean(self, *, seals_all: bool = False) -> None:
         """Remove what is not as it was sealed, then what was not read for longest, until the rest fits; seal that.
 
-        `seals_all` takes the files as they are: whoever wrote them has just ended well.  Else a file without a seal was
-        left behind by a trainer that was killed.
+        `seals_all` takes the files as they are: whoever wrote them has just compiled with them.  Else a file without a
+        seal was left behind by a trainer that was killed.
         """
         before, after = self._read_seals(), dict[str, Seal]()
         ages: list[tuple[float, str]] = []
         for path in _files_below(self._content):
             name = str(path.relative_to(self._content))
-            seal = _seal_of(path)
-            if seals_all or before.get(name) == seal:
+            known = before.get(name)
+            seal = known if seals_all and known is not None and _is_unwritten(path, known) else _seal_of(path)
+            if seals_all or (known is not None and (known.size_bytes, known.sha256) == (seal.size_bytes, seal.sha256)):
                 after[name] = seal
                 ages.append((path.stat().st_atime, name))
             else:
@@ -130,6 +140,13 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in names if not (Path(root) / name).is_symlink())
 
 
+def _is_unwritten(path: Path, known: Seal) -> bool:
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns) == (known.size_bytes, known.written_at_ns)
+
+
 def _seal_of(path: Path) -> Seal:
+    status = path.stat()
     with path.open("rb") as file:
-        return Seal(size_bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Seal(size_bytes=status.st_size, sha256=digest, written_at_ns=status.st_mtime_ns)

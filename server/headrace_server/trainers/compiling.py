@@ -101,6 +101,8 @@ class Compiling:
                         self._stage = _Stage.SETTLED
             case _Stage.COMPILING:
                 self._compile_seconds = time.perf_counter() - self._compiling_at
+                if self._cache is not None:
+                    self._cache.seal()  # so that a training that is killed finds its code again
                 self._report(PhaseChanged(phase="training"))
                 is_done = self._is_wanted or self._num_failures > 1
                 self._stage, self._num_seen = _Stage.SETTLED if is_done else _Stage.COMPILED, 0
