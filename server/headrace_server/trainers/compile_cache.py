@@ -2,9 +2,8 @@
 
 Torch fills it and finds its way in it; here it is kept sound and bounded.  Whoever has the folder to itself checks the
 files against the digests of when they were sealed, removes what is no longer what was written (torch then compiles it
-anew), and removes what was not read for longest until the rest fits.  Files are sealed after
-each compilation, unless others compile at the same time; then the last of them does it.  What a killed trainer left
-without a seal is removed.
+anew), and removes what was not read for longest until the rest fits.  Files are sealed after each compilation, unless
+others compile at the same time; then the last of them does it.  What a killed trainer left without a seal is removed.
 
 What lies here is code.  It is written and read by trainers of one user of one machine, like their programs; it comes
 from nowhere else, and goes nowhere.

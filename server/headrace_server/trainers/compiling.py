@@ -100,12 +100,7 @@ class Compiling:
                     else:
                         self._stage = _Stage.SETTLED
             case _Stage.COMPILING:
-                self._compile_seconds = time.perf_counter() - self._compiling_at
-                if self._cache is not None:
-                    self._cache.seal()  # so that a training that is killed finds its code again
-                self._report(PhaseChanged(phase="training"))
-                is_done = self._is_wanted or self._num_failures > 1
-                self._stage, self._num_seen = _Stage.SETTLED if is_done else _Stage.COMPILED, 0
+                self._is_compiled()
             case _Stage.COMPILED:
                 if (seconds := self._watched()) is not None:
                     self._stage = _Stage.SETTLED
@@ -141,6 +136,15 @@ class Compiling:
         self._compiling_at = time.perf_counter()
         self._learner.compile(self._rescue)
         self._stage = _Stage.COMPILING
+
+    def _is_compiled(self) -> None:
+        """The first step with compiled code, which it was compiled in, is done."""
+        self._compile_seconds = time.perf_counter() - self._compiling_at
+        if self._cache is not None:
+            self._cache.seal()  # so that a training that is killed finds its code again
+        self._report(PhaseChanged(phase="training"))
+        is_done = self._is_wanted or self._num_failures > 1
+        self._stage, self._num_seen = _Stage.SETTLED if is_done else _Stage.COMPILED, 0
 
     def _rescue(self, error: Exception) -> bool:
         """Whether to try again: once, without what lies in the cache, since it may be that."""
