@@ -177,6 +177,21 @@ def test_the_same_ranks_go_on_with_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", Strategy)
+def test_ranks_that_stop_inside_a_step_undo_it_and_go_on_with_the_same_bits(tmp_path: Path, strategy: Strategy) -> None:
+    recipe = RECIPE.model_copy(update={"strategy": strategy, "micro_batches": 2})
+    whole = World(tmp_path / "whole", 2, recipe, is_plain=False).end()
+
+    first = World(tmp_path / "first", 2, recipe, stop_at=1, is_plain=False).end()
+    second = World(tmp_path / "second", 2, recipe, resume_from=first.last_checkpoint, is_plain=False).end()
+
+    assert [said["kind"] for said in first.said()[1:]].count("step_completed") == 1  # before it was told to stop
+    values = read_checkpoint(first.last_checkpoint).values
+    assert (values.step, values.rows_done) == (1, 0)
+    assert all(torch.equal(tensor, second.weights[name]) for name, tensor in whole.weights.items())
+
+
+@pytest.mark.slow
 def test_a_rank_that_dies_takes_the_others_with_it(tmp_path: Path) -> None:
     world = World(tmp_path / "w", 2, RECIPE.model_copy(update={"length": Epochs(count=1_000_000)}))
     checkpoints = world.folder / "checkpoints"

@@ -4,7 +4,7 @@ Everything here that decides the rest of a training is a tensor with a name, so 
 Knows neither rows nor time: `loop.py` says what comes when.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,7 @@ class Learner:
         rank = self._world.place.rank
         self.augmentation = torch.Generator(device).manual_seed(derive_seed(recipe.seed, Use.AUGMENTATION, rank))
         self._augmentation_before = self.augmentation.get_state()
+        self._before: tuple[Mapping[str, Tensor], Sequence[Tensor]] | None = None  # a divided step of several ranks
         self._restored: Mapping[str, Tensor] | None = None
 
     # One step.
@@ -81,17 +82,27 @@ class Learner:
         torch.manual_seed(derive_seed(self._recipe.seed, Use.TRAINING, rank))
         if self._restored is None or _of_rank(_CPU, rank) not in self._restored:
             return  # a rank more than there were
-        self._augmentation_before = self._restored[_of_rank(_AUGMENTATION, rank)]
-        self.augmentation.set_state(self._augmentation_before)
-        torch.set_rng_state(self._restored[_of_rank(_CPU, rank)])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(self._restored[_of_rank(_CUDA, rank)], self._device)
+        names = (_AUGMENTATION, _CPU, *([_CUDA] if self._device.type == "cuda" else []))
+        self._set_random_state({name: self._restored[_of_rank(name, rank)] for name in names})
+        self._augmentation_before = self.augmentation.get_state()
 
     def begin_step(self, *, is_divided: bool) -> None:
         """Before the augmentation of a step of which nothing is done yet; a divided one may be left in its middle."""
         if is_divided:
             self._augmentation_before = self.augmentation.get_state()
+            if self._world.place.size > 1:
+                self._before = self._random_state(), [buffer.clone() for buffer in self.network.buffers()]
         self.gradients.begin()
+
+    def rewind_step(self) -> None:
+        """Undo what was done of a divided step of several ranks, whose gradients are others on each of them."""
+        assert self._before is not None
+        random, buffers = self._before
+        self._set_random_state(random)
+        with torch.no_grad():
+            for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        self.network.zero_grad(set_to_none=True)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """The network's answer in float32, with everything that `backward` needs."""
@@ -202,9 +213,7 @@ class Learner:
 
         `step_loss` is that of the rows whose gradients are summed already, None where a step is just done.
         """
-        random = {_AUGMENTATION: self.augmentation.get_state(), _CPU: torch.get_rng_state()}
-        if self._device.type == "cuda":
-            random[_CUDA] = torch.cuda.get_rng_state(self._device)
+        random = self._random_state()
         partial: dict[str, Tensor] = {}
         if step_loss is not None:
             # The rows of the step are augmented again, and must become the same ones.
@@ -269,6 +278,18 @@ class Learner:
                 self._world.local(tensor).copy_(self._world.part(owners[name], weights[name]))
             else:
                 tensor.copy_(weights[name])
+
+    def _random_state(self) -> dict[str, Tensor]:
+        random = {_AUGMENTATION: self.augmentation.get_state(), _CPU: torch.get_rng_state()}
+        if self._device.type == "cuda":
+            random[_CUDA] = torch.cuda.get_rng_state(self._device)
+        return random
+
+    def _set_random_state(self, random: Mapping[str, Tensor]) -> None:
+        self.augmentation.set_state(random[_AUGMENTATION])
+        torch.set_rng_state(random[_CPU])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(random[_CUDA], self._device)
 
     def _fixed_state(self) -> dict[str, Tensor]:
         average = self._average.state if self._average else {}

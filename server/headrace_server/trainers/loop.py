@@ -28,6 +28,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from headrace_server.trainers.agreement import Agreement
 from headrace_server.trainers.checkpoint import Checkpoint, Values
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter, Importance
 from headrace_server.trainers.compile_cache import CompileCache
@@ -42,17 +43,7 @@ from headrace_server.trainers.micro_batches import Part, parts_of_step
 from headrace_server.trainers.micro_steps import MicroSteps
 from headrace_server.trainers.profiling import Profiling
 from headrace_server.trainers.progress import Progress
-from headrace_server.trainers.ranks import (
-    ALONE,
-    CHECKPOINT,
-    NOTHING,
-    REPORT,
-    ROOM,
-    ROOM_FOR_BEST,
-    STOP,
-    Wishes,
-    World,
-)
+from headrace_server.trainers.ranks import ALONE, CHECKPOINT, REPORT, World
 from headrace_server.trainers.recipe import Recipe, Steps
 from headrace_server.trainers.rehearsal import rehearse
 from headrace_server.trainers.reports import TrainerReport, WarningRaised
@@ -62,7 +53,6 @@ from headrace_server.trainers.task import Task
 from headrace_server.trainers.yielding import Yielding
 
 DATA, TRANSFER, FORWARD, BACKWARD, OPTIMIZER = range(len(PARTS))
-_RETRY_SECONDS = 1.0  # after a checkpoint for which there was no room
 
 
 class Outcome(StrEnum):
@@ -102,7 +92,7 @@ class Loop:
         self._task, self._recipe, self._device = task, recipe, device
         self._world = world or ALONE
         self._place = self._world.place
-        self._report, self._checkpoints, self._stop = report, checkpoints, stop
+        self._report, self._checkpoints = report, checkpoints
         self._versions = dict(versions or {})
         self._yielding = yielding
         self._learner = Learner(network, recipe, device, self._world)
@@ -113,7 +103,7 @@ class Loop:
         self.num_steps = self._planned_steps()
         self._step = self._rows_done = 0
         self._step_loss: Tensor | None = None  # of the rows that are done
-        self._is_over = self._is_stopping = False
+        self._is_over = False
         self._skipped_steps = 0
         guard = self._learner.gradients.guard
         self._progress = Progress(
@@ -146,7 +136,9 @@ class Loop:
             *([profiling] if profiling else []),
         ]
         self._checkpointed_at = (0, 0)
-        self._checkpoint_due_at = time.monotonic() + recipe.checkpoints.period_seconds
+        self._agreement = Agreement(
+            self._world, stop, checkpoints, self._progress.is_due, recipe.checkpoints.period_seconds
+        )
 
     def run(self) -> Outcome:
         """Train until the planned end, early stopping, or a stop, which is obeyed between two micro-batches.
@@ -157,7 +149,7 @@ class Loop:
         if not self._is_over:
             self._rehearse()
         self._learner.begin()
-        while not (self._is_over or self._is_told_to_stop()):
+        while not (self._is_over or self._agreement.is_told_to_stop()):
             for attendant in self._attendants:
                 attendant.before_step(self._step)
             if self._train_step():
@@ -191,7 +183,7 @@ class Loop:
         inputs = task.augment(inputs, learner.augmentation)
         stopwatch.mark(DATA)
         for part in parts:
-            if part.begin > 0 and self._place.size == 1 and self._stop.is_set():
+            if (part.begin > 0 or part is not parts[0]) and self._is_told_to_stop_inside():
                 return False
             if self._yielding is not None:
                 self._progress.note("yield", self._yielding.give_way())
@@ -211,6 +203,14 @@ class Loop:
         self._progress.add(num_rows, loss)
         self._step, self._rows_done, self._step_loss = self._step + 1, 0, None
         return True
+
+    def _is_told_to_stop_inside(self) -> bool:
+        """Whether to stop between two micro-batches; what many ranks have done of the step is undone then."""
+        is_told = self._agreement.is_told_to_stop_inside()
+        if is_told and self._place.size > 1:
+            self._learner.rewind_step()
+            self._rows_done, self._step_loss = 0, None
+        return is_told
 
     def _rehearse(self) -> None:
         """Before the first step: see that a micro-batch fits into the memory."""
@@ -239,42 +239,17 @@ class Loop:
 
     def _after_step(self) -> None:
         is_last = self._step == self.num_steps
-        wishes = self._world.take(self._wishes)
-        self._is_stopping = bool(wishes & STOP)
+        wishes, told_to_stop = self._agreement.take(), self._agreement.is_told_to_stop
         if wishes & REPORT or is_last:
             self._flush()
         if is_last or self._is_evaluation_due():
             importance = Importance.BEST if self._evaluate() else Importance.ORDINARY
             self._is_over = is_last or self._evaluations.is_exhausted
-            if not self._is_over and not self._is_told_to_stop() and self._has_room(importance, wishes):
+            if not (self._is_over or told_to_stop()) and self._agreement.has_room(importance, wishes):
                 self._checkpoint(importance)
         elif wishes & CHECKPOINT:
             self._checkpoint(Importance.ORDINARY)
-        self._world.post(self._wishes)
-
-    def _wishes(self) -> Wishes:
-        """What is to happen, as far as only this rank can know it."""
-        wishes = REPORT if self._progress.is_due() else NOTHING
-        if time.monotonic() >= self._checkpoint_due_at and not self._is_told_to_stop():
-            if self._has_room(Importance.ORDINARY):
-                wishes |= CHECKPOINT
-            else:
-                self._checkpoint_due_at = time.monotonic() + _RETRY_SECONDS
-        if self._place.size > 1:
-            wishes |= STOP if self._stop.is_set() else NOTHING
-            wishes |= ROOM if self._has_room(Importance.ORDINARY) else NOTHING
-            wishes |= ROOM_FOR_BEST if self._has_room(Importance.BEST) else NOTHING
-        return wishes
-
-    def _is_told_to_stop(self) -> bool:
-        """Many ranks stop after the same step, one as soon as it is told to."""
-        return self._stop.is_set() if self._place.size == 1 else self._is_stopping
-
-    def _has_room(self, importance: Importance, wishes: Wishes | None = None) -> bool:
-        """Whether there is room for a checkpoint; what rank 0 said about it where `wishes` are those of many ranks."""
-        if wishes is not None and self._place.size > 1:
-            return bool(wishes & (ROOM_FOR_BEST if importance is Importance.BEST else ROOM))
-        return self._checkpoints is not None and self._checkpoints.has_room(importance)
+        self._agreement.post()
 
     def _flush(self) -> None:
         """Report the steps so far, if any.  Raises Diverged."""
@@ -341,7 +316,7 @@ class Loop:
         if self._checkpoints is not None:
             self._checkpoints.write(snapshot, importance)
         self._checkpointed_at = (self._step, self._rows_done)
-        self._checkpoint_due_at = time.monotonic() + self._recipe.checkpoints.period_seconds
+        self._agreement.note_checkpoint()
         self._progress.paused_since(began_at, "checkpoint")
 
     def _snapshot(self) -> Checkpoint:
