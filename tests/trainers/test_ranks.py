@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headrace_server.trainers.checkpoint import read_checkpoint
+from headrace_server.trainers.loop import Outcome
 from headrace_server.trainers.micro_batches import parts_of_step, rows_of_rank
 from headrace_server.trainers.ranks import ALONE, Place
 from headrace_server.trainers.recipe import (
@@ -29,6 +30,8 @@ from headrace_server.trainers.recipe import (
     Recipe,
     Strategy,
 )
+from tests.doubles.loop_run import Run
+from tests.doubles.tiny_task import TinyTask
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 110
@@ -174,6 +177,20 @@ def test_the_same_ranks_go_on_with_the_same_bits(tmp_path: Path) -> None:
     second = World(tmp_path / "second", 2, resume_from=first.last_checkpoint, is_plain=False).end()
 
     assert all(torch.equal(tensor, second.weights[name]) for name, tensor in whole.weights.items())
+
+
+@pytest.mark.slow
+def test_two_ranks_begin_a_step_anew_that_one_rank_has_half_done(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"micro_batches": 4})
+    whole = World(tmp_path / "whole", 1, recipe).end()
+    first = Run(tmp_path / "first", recipe, TinyTask(is_plain=True), stop_after=6)
+    assert first.go() is Outcome.STOPPED
+    checkpoint = Path(first.checkpoints[-1].folder)
+    assert read_checkpoint(checkpoint).values.rows_done == 4
+
+    second = World(tmp_path / "second", 2, recipe, resume_from=checkpoint).end()
+
+    assert_close(whole.weights, second.weights)
 
 
 @pytest.mark.slow

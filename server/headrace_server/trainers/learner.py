@@ -235,8 +235,10 @@ class Learner:
     def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor | None:
         """Continue from a copy of both; before `begin`.  Returns the `step_loss` that was kept, if one was.
 
+        Several ranks do not continue inside a step: whose rows its gradients are of is known to one rank alone.
         Raises TrainingFailure if they do not fit the network.
         """
+        is_alone = self._world.place.size == 1
         try:
             self._load(weights)
             with torch.no_grad():
@@ -244,12 +246,12 @@ class Learner:
                     owner = self._owner(name) if self._world.shards else None
                     tensor.copy_(tensors[name] if owner is None else self._world.part(owner, tensors[name]))
                 for name, parameter in self._parameters.items():
-                    if (gradient := tensors.get(_GRADIENT + name)) is not None:
+                    if is_alone and (gradient := tensors.get(_GRADIENT + name)) is not None:
                         parameter.grad = torch.empty_like(parameter).copy_(gradient)
         except (KeyError, RuntimeError) as error:
             raise TrainingFailure(f"the checkpoint does not fit the network: {error}") from error
         self._restored = tensors
-        step_loss = tensors.get(_STEP_LOSS)
+        step_loss = tensors.get(_STEP_LOSS) if is_alone else None
         return None if step_loss is None else step_loss.to(self._device)
 
     def begin_with(self, weights: Mapping[str, Tensor]) -> None:

@@ -349,7 +349,8 @@ class Loop:
             message = f"the bits may differ from here: since step {values.step}, {', '.join(changed)}"
             self._report(WarningRaised(code="ENVIRONMENT_CHANGED", message=message))
         self._step_loss = self._learner.restore(checkpoint.weights, checkpoint.tensors)
-        self._step, self._rows_done = self._checkpointed_at = values.step, values.rows_done
+        rows_done = 0 if self._step_loss is None else values.rows_done
+        self._step, self._rows_done = self._checkpointed_at = values.step, rows_done
         self._is_over = values.is_over
         self._evaluations.restore(values.standing, checkpoint.best_weights)
         if (guard := self._learner.gradients.guard) is not None:
