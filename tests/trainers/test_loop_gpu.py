@@ -1,5 +1,6 @@
 """The loop's promises on a GPU.  Run wherever there is one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ pytestmark = [
 ]
 GPU = torch.device("cuda")
 FP32 = {"precision": Precision.FP32}
+
+
+@pytest.fixture(autouse=True)
+def _algorithms_of_each_test_alone() -> Iterator[None]:
+    yield
+    use_algorithms(deterministic=False, precision=Precision.FP32, device=GPU)
 
 
 class DevicesTask(TinyTask):
