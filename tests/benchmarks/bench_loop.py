@@ -54,7 +54,7 @@ from tests.benchmarks.training.task import ShapeTask
 
 FOLDER = Path(__file__).parent / "training"
 REFERENCE = "bare, torch.optim.AdamW(fused=True)"
-DEFAULT_STEPS = {"mlp": 2000, "resnet18": 20}
+DEFAULT_STEPS = {"mlp": 2000, "resnet18": 10}
 CHECKPOINT_SECONDS = {"mlp": 1.0, "resnet18": 3.0}
 LIGHTNING = Environment("lightning", ("lightning==2.6.6", "torch==2.13.0"))
 TRANSFORMERS = Environment("transformers", ("transformers>=5,<6", "accelerate>=1.10,<2", "torch==2.13.0"))

@@ -19,7 +19,7 @@ import numpy as np
 import headrace
 from tests.benchmarks.training.clock import Clock
 from tests.benchmarks.training.recipe import Shape
-from tests.benchmarks.training.task import WARM_UP
+from tests.benchmarks.training.task import num_warm_up
 from tests.doubles.server_process import ServerProcess, end_processes_of
 
 ROOT = Path(__file__).parents[3]
@@ -76,7 +76,7 @@ class Served:
                 dataset="nothing",
                 model="nothing",
                 trainer=headrace.plugin("shape", shape=shape.name, num_steps=num_steps, clock=str(path)),
-                steps=WARM_UP + num_steps + 1_000,
+                steps=num_warm_up(num_steps) + num_steps + 1_000,
                 batch_size=shape.batch_size,
                 optimizer=headrace.AdamW(learning_rate=0.001),
                 schedule=headrace.ConstantSchedule(),

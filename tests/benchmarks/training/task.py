@@ -20,8 +20,10 @@ from headrace_server.trainers.task import Material, Program, Rows, Task
 from tests.benchmarks.training.clock import Clock
 from tests.benchmarks.training.recipe import SHAPES, Shape
 
-WARM_UP = 20
-"""Steps that are not counted, before those that are."""
+
+def num_warm_up(num_steps: int) -> int:
+    """Steps that are not counted, before those that are."""
+    return min(20, num_steps // 5)
 
 
 class ShapeTask(Task):
@@ -57,16 +59,17 @@ class ClockedTask(ShapeTask):
 
     def __init__(self, shape: Shape, num_steps: int, path: Path) -> None:
         super().__init__(shape)
-        self._last, self._path = WARM_UP + num_steps, path
+        self._first, self._path = num_warm_up(num_steps), path
+        self._last = self._first + num_steps
         self._num_begun = 0
         self._begin = Clock.now()
 
     def augment(self, inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Nothing, but it is called once at the beginning of each step."""
-        if self._num_begun == WARM_UP:
+        if self._num_begun == self._first:
             self._begin = Clock.now()
         elif self._num_begun == self._last:
-            each = self._begin.each_of(self._last - WARM_UP)
+            each = self._begin.each_of(self._last - self._first)
             partial = self._path.with_suffix(".partial")
             partial.write_text(json.dumps({"wall": each.wall, "processor": each.processor}))
             partial.rename(self._path)
