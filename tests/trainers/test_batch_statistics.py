@@ -30,11 +30,10 @@ class Meeting:
 
 
 def network(kind: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(1)
     normalised = kind(3)
     with torch.no_grad():
-        for parameter, low, high in zip(normalised.parameters(), (0.5, -1.0), (2.0, 1.0), strict=True):
-            parameter.uniform_(low, high)
+        for parameter, values in zip(normalised.parameters(), ([0.5, 1.5, 2.0], [-1.0, 0.25, 1.0]), strict=True):
+            parameter.copy_(torch.tensor(values))
     return nn.Sequential(normalised)
 
 
