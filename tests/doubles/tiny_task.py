@@ -38,7 +38,8 @@ class TinyTask(Task):
 
     def make_network(self) -> nn.Module:
         if self._normalises:
-            return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+            # Without a bias, which the normalisation would take away again: its gradient is rounding alone.
+            return nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
         if self._is_plain:
             return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
