@@ -98,7 +98,8 @@ class Loop:
         self._learner = Learner(network, recipe, device, self._world)
         self._training = Feed(task.training, recipe.batch_size, device, self._place)
         self._evaluations = Evaluations(task, self._learner, recipe, device, self._world, report)
-        self._micro_rows = -(-recipe.batch_size // recipe.micro_batches)
+        self._most_rows = -(-recipe.batch_size // self._place.size)  # of any rank: they meet in each micro-batch
+        self._micro_rows = -(-self._most_rows // recipe.micro_batches)
         self._steps_per_epoch = self._training.num_batches
         self.num_steps = self._planned_steps()
         self._step = self._rows_done = 0
@@ -214,8 +215,7 @@ class Loop:
 
     def _rehearse(self) -> None:
         """Before the first step: see that a micro-batch fits into the memory."""
-        most = -(-self._recipe.batch_size // self._place.size)  # the same for all ranks, which meet in some passes
-        wanted, splits = min(self._micro_rows, most), self._recipe.split_to_fit
+        wanted, splits = self._micro_rows, self._recipe.split_to_fit
         found = rehearse(
             self._task, self._learner, self._training, self._device, self._world, wanted=wanted, splits=splits
         )
