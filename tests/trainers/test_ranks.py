@@ -240,6 +240,7 @@ def test_parts_hold_each_row_once_and_ranks_meet_equally_often(num_rows: int, mi
     assert held == list(range(num_rows))
     assert sum(part.share for own in parts for part in own) == pytest.approx(1)
     assert size == 1 or len({len(own) for own in parts}) == 1
+    assert all(any(part.share > 0 for part in meeting) for meeting in zip(*parts, strict=True))
     assert all(0 <= part.begin < part.end <= max(2, micro_rows + 1) + part.begin for own in parts for part in own)
     for place, own in zip(places, parts, strict=True):
         mine = rows_of_rank(num_rows, place)

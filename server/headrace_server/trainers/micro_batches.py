@@ -32,8 +32,9 @@ def rows_of_rank(num_rows: int, place: Place = _ALONE) -> slice:
 def parts_of_step(num_rows: int, micro_rows: int, place: Place = _ALONE, done: int = 0) -> Sequence[Part]:
     """The parts of a rank, of at most `micro_rows` rows, but for those of the first `done` ones.
 
-    All ranks have the same number of parts, since they meet in each of them.  A row that would be left alone joins the
-    part before, because there are no statistics of one row; only a size of 1 leaves it alone.
+    All ranks have the same number of parts, since they meet in each of them, and in each some rank has rows of its own.
+    A row that would be left alone joins the part before, because there are no statistics of one row; only a size of 1
+    leaves it alone.
     """
     own = place.rows(num_rows)
     num_own = own.stop - own.start
@@ -46,8 +47,14 @@ def parts_of_step(num_rows: int, micro_rows: int, place: Place = _ALONE, done: i
         parts.append(Part(begin, end, (end - begin) / num_rows))
         begin = end
     if place.size > 1:
-        most = -(-num_rows // place.size)
-        missing = -(-most // micro_rows) - len(parts)
+        fewest, most = num_rows // place.size, -(-num_rows // place.size)
+        missing = max(_num_parts(fewest, micro_rows), _num_parts(most, micro_rows)) - len(parts)
         company = rows_of_rank(num_rows, place)
         parts += [Part(0, min(2, company.stop - company.start), 0.0)] * missing
     return tuple(parts)
+
+
+def _num_parts(num_own: int, micro_rows: int) -> int:
+    """How many parts a rank has that hold so many of its rows."""
+    leaves_one = micro_rows > 1 and num_own > 1 and num_own % micro_rows == 1
+    return -(-num_own // micro_rows) - leaves_one

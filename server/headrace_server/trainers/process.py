@@ -23,12 +23,14 @@ FINISHED, UNREADABLE, FAILED = 0, 2, 3
 WAIT = "--wait"
 """With the number of a descriptor for reports: load everything, and wait for the job on standard input."""
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do the job that the file named by the only argument describes."""
     _die_with_parent()
     _share_processors()
+    _keep_memory()
     if len(arguments) == 2 and arguments[0] == WAIT:
         taken = _wait_for_job(int(arguments[1]))
         if taken is None:
@@ -70,6 +72,17 @@ def _share_processors() -> None:
     `tests/benchmarks/LOG.md` has figures.  Whoever starts this process may decide otherwise.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _keep_memory() -> None:
+    """Have the C library keep what a step frees for the next one, which takes the same again.
+
+    By default it gives large blocks back to the kernel, which then clears every page that the next step touches.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # glibc
+        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _do(job: JobFile, pipe: ReportPipe, commands: Commands) -> int:
