@@ -4,12 +4,16 @@ import asyncio
 import hashlib
 import secrets
 import shutil
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace_server.errors import ModelFailed
 from headrace_server.models.version import Artifact, ArtifactFormat, ModelVersion
 from headrace_server.storage.blob_store import BlobStore
+from headrace_server.storage.file_state import FileState
+
+MOST_DIGESTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +32,14 @@ class Programs:
     def __init__(self, store: BlobStore, scratch: Path) -> None:
         self._store = store
         self._scratch = scratch / "programs"
+        self._digests: OrderedDict[FileState, str] = OrderedDict()
 
     async def fetch(self, version: ModelVersion, artifact: Artifact) -> Program:
         """Bring a program here.  Raises ModelFailed when it is missing or not what was registered, StorageFull."""
         companions = self._companions(version, artifact)
         try:
             if not companions and (path := await self._store.local_path(artifact.key)) is not None:
-                _compare(version, artifact, await asyncio.to_thread(_digest, path))
+                _compare(version, artifact, await asyncio.to_thread(self._digest, path))
                 return Program(path, artifact.digest, None)
             copies = self._scratch / secrets.token_hex(16)
             try:
@@ -62,6 +67,19 @@ class Programs:
         if program.copies is not None:
             await asyncio.to_thread(shutil.rmtree, program.copies, ignore_errors=True)
 
+    def _digest(self, path: Path) -> str:
+        """Of what lies there.  A file that was read before and has not been touched since is not read again."""
+        file = FileState.of(path)
+        digest = self._digests.get(file)
+        if digest is None:
+            with path.open("rb") as content:
+                digest = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+            if FileState.of(path) == file:
+                self._digests[file] = digest
+                if len(self._digests) > MOST_DIGESTS:
+                    self._digests.popitem(last=False)
+        return digest
+
     def _companions(self, version: ModelVersion, artifact: Artifact) -> list[Artifact]:
         """The files that an ONNX program may look for beside it."""
         if artifact.format is not ArtifactFormat.ONNX:
@@ -71,11 +89,6 @@ class Programs:
             for other in version.artifacts
             if other.format is ArtifactFormat.OTHER and Path(other.path).name == other.path
         ]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _compare(version: ModelVersion, artifact: Artifact, digest: str) -> None:

@@ -7,11 +7,13 @@ The ONNX packages are imported on first use.  Everything here blocks: call it on
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from headrace_server.errors import InvalidModel
 from headrace_server.precision import Precision
+from headrace_server.storage.file_state import FileState
 from headrace_server.tensors import DataType, Signature, TensorSpec
 
 # onnx.proto, TensorProto.DataType.
@@ -70,9 +72,17 @@ def check_companion(folder: Path, name: str) -> None:
 
 
 def dominant_precision(path: Path) -> Precision:
-    """The number format of most of the floating-point weights; FP32 when there are none."""
+    """The number format of most of the floating-point weights; FP32 when there are none.
+
+    A file that was looked at before, and has not been touched since, is not read again.
+    """
+    return _dominant_precision(FileState.of(path))
+
+
+@lru_cache(maxsize=1024)
+def _dominant_precision(file: FileState) -> Precision:
     elements: Counter[int] = Counter()
-    for tensor in _tensors(_parse(path)):
+    for tensor in _tensors(_parse(file.path)):
         if tensor.data_type in _PRECISIONS:
             count = 1
             for length in tensor.dims:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from headrace_server.errors import DeviceOutOfMemory
+from headrace_server.inference.nicely import run_nicely
 from headrace_server.models.onnx_signature import ONNX_TYPES, dominant_precision
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -61,7 +62,13 @@ def open_program(
     options.log_severity_level = _ERRORS_ONLY
     built_for = onnxruntime.get_available_providers()
     asked = [provider for provider in providers if provider in built_for]
-    inner = onnxruntime.InferenceSession(str(path), options, providers=asked)
+
+    def build() -> Any:
+        return onnxruntime.InferenceSession(str(path), options, providers=asked)
+
+    # Reading and optimising a program takes a core for tenths of a second, which calls need more.  The threads of a
+    # session that has some are as nice as the one that builds it: such a one is built where it is used.
+    inner = run_nicely(build) if num_threads == 1 and asked == [CPU_PROVIDER] else build()
     return OnnxRuntimeSession(inner, signature, precision or dominant_precision(path))
 
 
