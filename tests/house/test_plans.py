@@ -62,8 +62,9 @@ async def test_int8_that_was_asked_for_runs_and_every_answer_says_so(tmp_path: P
         assert {trial.precision for trial in plan.trials} == {tensor_pb2.PRECISION_FP32, tensor_pb2.PRECISION_INT8}
         assert all(trial.speeds and trial.differences for trial in plan.trials)
         assert answer.provenance.precision == tensor_pb2.PRECISION_INT8
-        trial = next(trial for trial in plan.trials if trial.name == plan.running[-1])
-        assert answer.provenance.artifact_digest == trial.prepared_digest
+        assert answer.provenance.artifact_digest in {
+            trial.prepared_digest for trial in plan.trials if trial.name in plan.running
+        }
         await house.drain()
 
 
