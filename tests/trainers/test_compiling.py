@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from headrace_server.trainers import compiling
+from headrace_server.trainers import compiling, pace
 from headrace_server.trainers.compile_cache import CompileCache
 from headrace_server.trainers.compile_record import CompileRecord
 from headrace_server.trainers.compiling import Compiling, Rescue
@@ -57,7 +57,8 @@ def run(
 ) -> list[TrainerReport]:
     """A hundred steps; the device is a GPU that needs none."""
     reports: list[TrainerReport] = []
-    monkeypatch.setattr(compiling, "time", learner)
+    for module in (compiling, pace):
+        monkeypatch.setattr(module, "time", learner)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
     subject = Compiling(learner, recipe, GPU, num_steps, reports.append, num_ranks=ranks, cache=cache)

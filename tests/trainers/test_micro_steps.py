@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headrace_server.trainers import micro_steps
+from headrace_server.trainers import pace
 from headrace_server.trainers.graphs import Recordable
 from headrace_server.trainers.micro_steps import MicroSteps, Passes
 from headrace_server.trainers.recipe import Graphs, Recipe
@@ -97,7 +97,7 @@ class Training:
         device: torch.device = GPU,
         may_watch: Callable[[], bool] = lambda: True,
     ) -> None:
-        monkeypatch.setattr(micro_steps, "time", studio)
+        monkeypatch.setattr(pace, "time", studio)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
         self.studio, self.learner, self.reports = studio, Learner(), list[TrainerReport]()
         task = TinyTask(is_plain=True)

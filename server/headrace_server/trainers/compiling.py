@@ -22,10 +22,9 @@ from torch import nn
 
 from headrace_server.trainers.compile_cache import CompileCache
 from headrace_server.trainers.compile_record import CompileRecord
+from headrace_server.trainers.pace import Pace
 from headrace_server.trainers.recipe import Compilation, Recipe
 from headrace_server.trainers.reports import PhaseChanged, TrainerReport, WarningRaised
-
-_WARM_UP, _WATCHED = 10, 30
 
 Rescue = Callable[[Exception], bool]
 
@@ -76,9 +75,9 @@ class Compiling:
         self._stage = _Stage.EAGER if self._is_wanted or (predicts and not recipe.deterministic) else _Stage.SETTLED
         self._recipe, self._cache = recipe, cache
         self._record: CompileRecord | None = None
-        self._num_seen = self._num_failures = 0
-        self._begun_at = self._compiling_at = 0.0
-        self._eager_seconds = self._compile_seconds = 0.0
+        self._pace = Pace(device)
+        self._num_failures = 0
+        self._compiling_at = self._eager_seconds = self._compile_seconds = 0.0
 
     @property
     def is_settled(self) -> bool:
@@ -93,7 +92,7 @@ class Compiling:
             case _Stage.EAGER if self._is_wanted:
                 self._compile()
             case _Stage.EAGER:
-                if (seconds := self._watched()) is not None:
+                if (seconds := self._pace.before_step()) is not None:
                     self._eager_seconds = seconds
                     if self._is_worth_it(seconds, self._num_steps - step):
                         self._compile()
@@ -102,7 +101,7 @@ class Compiling:
             case _Stage.COMPILING:
                 self._is_compiled()
             case _Stage.COMPILED:
-                if (seconds := self._watched()) is not None:
+                if (seconds := self._pace.before_step()) is not None:
                     self._stage = _Stage.SETTLED
                     self._note(self._eager_seconds / max(seconds, 1e-9))
                     if seconds > self._eager_seconds:
@@ -144,7 +143,7 @@ class Compiling:
             self._cache.seal()  # so that a training that is killed finds its code again
         self._report(PhaseChanged(phase="training"))
         is_done = self._is_wanted or self._num_failures > 1
-        self._stage, self._num_seen = _Stage.SETTLED if is_done else _Stage.COMPILED, 0
+        self._stage, self._pace = _Stage.SETTLED if is_done else _Stage.COMPILED, Pace(self._device)
 
     def _rescue(self, error: Exception) -> bool:
         """Whether to try again: once, without what lies in the cache, since it may be that."""
@@ -177,15 +176,3 @@ class Compiling:
 
     def _num_layers(self) -> int:
         return sum(1 for module in self._learner.network.modules() if any(module.parameters(False)))
-
-    def _watched(self) -> float | None:
-        """The mean seconds of a step, once enough of them were seen; waits for the device at the two ends."""
-        self._num_seen += 1
-        if self._num_seen not in (_WARM_UP, _WATCHED):
-            return None
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        if self._num_seen == _WARM_UP:
-            self._begun_at = time.perf_counter()
-            return None
-        return (time.perf_counter() - self._begun_at) / (_WATCHED - _WARM_UP)

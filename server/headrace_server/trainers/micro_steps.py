@@ -7,7 +7,6 @@ are.  Replaying repeats the same arithmetic.  Yet the recording may choose other
 and the clock decides: a deterministic training records always or never.
 """
 
-import time
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol, TypeAlias
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace_server.trainers.graphs import Recordable, Recording
+from headrace_server.trainers.pace import Pace
 from headrace_server.trainers.recipe import Graphs, Recipe
 from headrace_server.trainers.reports import PhaseChanged, TrainerReport, WarningRaised
 from headrace_server.trainers.task import Task
@@ -23,7 +23,6 @@ from headrace_server.trainers.task import Task
 SMALL_SECONDS = 0.02
 """Steps that take longer keep the device busy for so long that launching their kernels hardly matters."""
 _WORTH_SECONDS = 20.0  # of training left, before a recording is worth the second that it takes
-_WARM_UP, _WATCHED = 10, 30
 
 Passes: TypeAlias = tuple[Tensor, Tensor]
 """What the passes of a micro-batch leave beside gradients: the outputs, and the mean loss."""
@@ -82,21 +81,21 @@ class MicroSteps:
         elif recipe.graphs is Graphs.AUTO and not obstacle and not recipe.deterministic:
             self._stage = _Stage.WAITING
         self._recording: Replayable | None = None
-        self._num_seen = 0
-        self._begun_at = self._plain_seconds = 0.0
+        self._pace = Pace(device)
+        self._plain_seconds = 0.0
 
     def before_step(self, step: int) -> None:
         """`step` is the number of steps that were done."""
         match self._stage:
             case _Stage.WAITING if self._may_watch():
-                self._stage, self._num_seen = _Stage.WATCHING, 0
+                self._stage = _Stage.WATCHING
             case _Stage.WATCHING:
-                if (seconds := self._watched()) is not None:
+                if (seconds := self._pace.before_step()) is not None:
                     is_small = seconds <= SMALL_SECONDS and seconds * (self._num_steps - step) >= _WORTH_SECONDS
                     self._plain_seconds = seconds
                     self._stage = _Stage.WANTED if is_small else _Stage.SETTLED
             case _Stage.RECORDED if not self._is_wanted:
-                if (seconds := self._watched()) is not None:
+                if (seconds := self._pace.before_step()) is not None:
                     self._stage = _Stage.SETTLED
                     if seconds > self._plain_seconds:
                         self._give_up(seconds)
@@ -129,7 +128,7 @@ class MicroSteps:
         return outputs, loss.detach()
 
     def _record(self, inputs: tuple[Tensor, ...], targets: Tensor, share: float) -> None:
-        self._stage, self._num_seen = _Stage.RECORDED, 0
+        self._stage, self._pace = _Stage.RECORDED, Pace(self._device)
         self._report(PhaseChanged(phase="capturing"))
         try:
             self._recording = self._make_recording(self._learner, self._task.loss, inputs, targets, share)
@@ -149,17 +148,6 @@ class MicroSteps:
         self._recording = None
         message = f"recorded steps take {seconds * 1e3:.3g} ms, others {self._plain_seconds * 1e3:.3g} ms: given up"
         self._report(WarningRaised(code="GRAPHS_GIVEN_UP", message=message))
-
-    def _watched(self) -> float | None:
-        """The mean seconds of a step, once enough of them were seen; waits for the device at the two ends."""
-        self._num_seen += 1
-        if self._num_seen not in (_WARM_UP, _WATCHED):
-            return None
-        torch.cuda.synchronize(self._device)
-        if self._num_seen == _WARM_UP:
-            self._begun_at = time.perf_counter()
-            return None
-        return (time.perf_counter() - self._begun_at) / (_WATCHED - _WARM_UP)
 
 
 def _obstacle(task: Task, device: torch.device) -> str:
