@@ -141,7 +141,7 @@ async def test_a_message_over_the_limit_is_refused_before_it_is_read() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await door.inference.Predict(pb.PredictRequest(model="models/echo", inputs={"x": big}))
 
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert door.engine.calls == []
 
 
