@@ -8,14 +8,6 @@
 #include "batching/state.h"
 
 namespace headrace::batching {
-namespace {
-
-// About what it takes to wake a thread and to have its memory at hand again.
-constexpr double kErrandSeconds = 0.0002;
-// The thread that brings calls has others to read: after so long the lane takes over.
-constexpr double kErrandsSeconds = 0.001;
-
-}  // namespace
 
 std::shared_ptr<Batcher> Batcher::open(const Limits& limits, bool is_batchable, std::shared_ptr<LaneGroup> lanes,
                                        std::shared_ptr<Meters> meters) {
@@ -31,7 +23,6 @@ Batcher::Batcher(const Limits& limits, bool is_batchable, std::shared_ptr<LaneGr
       meters_(std::move(meters)),
       state_(std::make_unique<State>(limits_, is_batchable, lanes_->num_lanes())) {
   for (std::size_t lane = 0; lane < lanes_->num_lanes(); ++lane) assemblies_.push_back(std::make_unique<Assembly>());
-  runners_.resize(lanes_->num_lanes());
 }
 
 Batcher::~Batcher() {
@@ -39,14 +30,11 @@ Batcher::~Batcher() {
   lanes_->remove(*this);
 }
 
-std::optional<Refusal> Batcher::submit(std::shared_ptr<Call> owned, bool may_run) {
+std::optional<Refusal> Batcher::submit(std::shared_ptr<Call> owned) {
   Call& call = *owned;
   const double now = lanes_->now();
   std::condition_variable* bell = nullptr;
   std::optional<Refusal> refusal;
-  std::unique_ptr<Batch> errand;
-  std::shared_ptr<const Runner> runner;
-  Endings endings;
   {
     const std::lock_guard lock(lanes_->mutex_);
     State& state = *state_;
@@ -59,44 +47,16 @@ std::optional<Refusal> Batcher::submit(std::shared_ptr<Call> owned, bool may_run
         state.virtual_time = std::max(state.virtual_time, lanes_->virtual_time_);
       }
       state.enqueue(std::move(owned), now);
-      if (may_run && is_errand(state, progress.rows)) {
-        errand = lanes_->borrow(now, endings);
-        if (errand != nullptr) runner = runners_[errand->lane];
-      }
-      if (errand == nullptr) bell = lanes_->lane_to_wake(now);
+      bell = lanes_->lane_to_wake(now);
       if (call.deadline < lanes_->watched_until_) lanes_->watch_deadlines();
     }
   }
   if (bell != nullptr) bell->notify_one();
-  endings.tell(*meters_);
-  if (errand != nullptr) run_errands(std::move(errand), std::move(runner));
   if (refusal && refusal->kind != Refusal::Kind::kClosed) {
     meters_->ended(refusal->outcome, 0);
     meters_->shed(refusal->kind == Refusal::Kind::kLate ? "late" : "no_permit");
   }
   return refusal;
-}
-
-bool Batcher::is_errand(const State& state, std::int64_t rows) const {
-  return state.pace.is_known() && state.pace.run_seconds(rows) < kErrandSeconds && state.waiting.rows() == rows &&
-         state.again.empty() && lanes_->serves_only(*this) && lanes_->can_lend(runners_);
-}
-
-void Batcher::run_errands(std::unique_ptr<Batch> batch, std::shared_ptr<const Runner> runner) {
-  const std::shared_ptr<Batcher> kept = shared_from_this();
-  const std::size_t lane = batch->lane;
-  const double ends_at = batch->taken_at + kErrandsSeconds;
-  while (batch != nullptr) {
-    if (assemble(batch)) (*runner)(std::move(batch));
-    Endings endings;
-    batch = lanes_->next_or_return(lane, ends_at, endings);
-    endings.tell(*meters_);
-  }
-}
-
-void Batcher::set_runner(std::size_t lane, std::shared_ptr<const Runner> runner) {
-  const std::lock_guard lock(lanes_->mutex_);
-  runners_[lane].swap(runner);
 }
 
 Departure Batcher::leave(Call& call) {

@@ -12,9 +12,6 @@
 //   call of a model that takes no rows, runs alone.
 // - A batch that fails is run again one call at a time, so that only the guilty one fails.
 //
-// - A call to an idle model of microseconds may be run by the thread that brings it, in place of a lane that waits: to
-//   wake the lane would cost more than the run.
-//
 // Knows no Python and no gRPC.  Any thread.
 #pragma once
 
@@ -52,9 +49,8 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
   Batcher& operator=(const Batcher&) = delete;
 
   // Admits a call whose inputs fit the signature, or says why not; then nothing of it is ever called.  A refusal of
-  // kClosed means that the version is leaving.  Where it may run at once, it may have ended before this returns, and
-  // others that came meanwhile.
-  std::optional<Refusal> submit(std::shared_ptr<Call> call, bool may_run = false);
+  // kClosed means that the version is leaving.
+  std::optional<Refusal> submit(std::shared_ptr<Call> call);
 
   // The caller of an admitted call has gone.  Harmless when it has ended.
   Departure leave(Call& call);
@@ -73,9 +69,6 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
   // Gives up on a batch.  Its calls run again, each alone; one that was alone is refused with `error`, and `outcome`
   // is what is counted.
   void fail(std::unique_ptr<Batch> batch, std::shared_ptr<const void> error, const std::string& outcome);
-
-  // How other threads run what belongs to a lane while its own thread waits; null: they do not.
-  void set_runner(std::size_t lane, std::shared_ptr<const Runner> runner);
 
   // Never puts two calls together, nor slices one.  Only before the first call.
   void run_alone();
@@ -119,17 +112,12 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
 
   // With no lock held: fills the batch's feeds; or there was no memory, and its calls have been seen to.
   bool assemble(std::unique_ptr<Batch>& batch);
-  // A run of so many rows is over before a lane would be awake.
-  bool is_errand(const State& state, std::int64_t rows) const;
-  // Runs it, and what has come meanwhile, for a moment; then gives the lane back.
-  void run_errands(std::unique_ptr<Batch> batch, std::shared_ptr<const Runner> runner);
   void give_up(Batch& batch, std::shared_ptr<const void> error, const std::string& outcome);
 
   const Limits limits_;
   const std::shared_ptr<LaneGroup> lanes_;
   const std::shared_ptr<Meters> meters_;
   std::vector<std::unique_ptr<Assembly>> assemblies_;  // one for each lane
-  std::vector<std::shared_ptr<const Runner>> runners_;  // one for each lane; guarded by the lock of the group
   std::shared_ptr<const void> loss_;
   std::string loss_outcome_;
   const std::unique_ptr<State> state_;  // guarded by the lock of the group

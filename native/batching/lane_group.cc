@@ -128,60 +128,10 @@ void LaneGroup::wait(std::unique_lock<std::mutex>& lock, std::size_t number, dou
   } else {
     lane.bell.wait_for(lock, std::chrono::duration<double>(wakes_at - now));
   }
-  while (lane.is_lent) {
-    lane.is_missed = true;
-    lane.bell.wait(lock);
-  }
   if (lane.is_waiting) {  // nobody chose it: the time has come, it was rung for, or it woke for nothing
     lane.is_waiting = false;
     waiting_lanes_.erase(std::find(waiting_lanes_.begin(), waiting_lanes_.end(), number));
   }
-}
-
-bool LaneGroup::can_lend(const std::vector<std::shared_ptr<const Runner>>& runners) const {
-  return !is_closed_ && !waiting_lanes_.empty() && runners[waiting_lanes_.back()] != nullptr &&
-         !lanes_[waiting_lanes_.back()].is_rung;
-}
-
-std::unique_ptr<Batch> LaneGroup::borrow(double now, Endings& endings) {
-  const std::size_t number = waiting_lanes_.back();
-  double wakes_at = kNever;
-  std::shared_ptr<Batcher> from;
-  std::unique_ptr<Batch> batch = next(number, now, wakes_at, from, endings);
-  if (batch == nullptr) return nullptr;
-  waiting_lanes_.pop_back();
-  lanes_[number].is_waiting = false;
-  lanes_[number].is_lent = true;
-  return batch;
-}
-
-std::unique_ptr<Batch> LaneGroup::next_or_return(std::size_t number, double ends_at, Endings& endings) {
-  std::condition_variable* bell = nullptr;
-  {
-    std::unique_lock lock(mutex_);
-    const double now = now_holding(lock);
-    Lane& lane = lanes_[number];
-    if (!is_closed_ && !lane.is_missed && now < ends_at) {
-      double wakes_at = kNever;
-      std::shared_ptr<Batcher> from;
-      std::unique_ptr<Batch> batch = next(number, now, wakes_at, from, endings);
-      if (batch != nullptr) {
-        watch_deadlines();
-        return batch;
-      }
-    }
-    lane.is_lent = false;
-    if (std::exchange(lane.is_missed, false)) {
-      bell = &lane.bell;
-    } else {
-      // Its thread still waits, as it did when the lane was borrowed.
-      lane.is_waiting = true;
-      waiting_lanes_.push_back(number);
-      bell = lane_to_wake(now);
-    }
-  }
-  if (bell != nullptr) bell->notify_one();
-  return nullptr;
 }
 
 std::condition_variable* LaneGroup::lane_to_wake(double now) {

@@ -8,7 +8,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -21,9 +20,6 @@ namespace headrace::batching {
 
 class Batcher;
 class Endings;
-
-// Runs a batch on the calling thread, and settles it or lets it fail; throws nothing.
-using Runner = std::function<void(std::unique_ptr<Batch>)>;
 
 class LaneGroup final : public Due, public std::enable_shared_from_this<LaneGroup> {
  public:
@@ -55,8 +51,6 @@ class LaneGroup final : public Due, public std::enable_shared_from_this<LaneGrou
     std::condition_variable bell;
     bool is_waiting = false;  // and may be woken
     bool is_rung = false;
-    bool is_lent = false;     // another thread runs what is its own
-    bool is_missed = false;   // and its own thread has come back for it
     double wakes_at = kNever;
   };
 
@@ -68,19 +62,11 @@ class LaneGroup final : public Due, public std::enable_shared_from_this<LaneGrou
   std::unique_ptr<Batch> next(std::size_t lane, double now, double& wakes_at, std::shared_ptr<Batcher>& from,
                               Endings& endings);
   void wait(std::unique_lock<std::mutex>& lock, std::size_t lane, double now, double wakes_at);
-  // Lends the lane that another thread can take the place of: the batch that it would take.  Nothing where there is none.
-  bool serves_only(const Batcher& batcher) const { return batchers_.size() == 1 && batchers_[0] == &batcher; }
-  bool can_lend(const std::vector<std::shared_ptr<const Runner>>& runners) const;
-  std::unique_ptr<Batch> borrow(double now, Endings& endings);
   // Work has come, or is left: the bell of the one lane that shall look at it; null when none is needed, or free.
   std::condition_variable* lane_to_wake(double now);
   // Lets the timer come when the first deadline does, unless a lane is free to see to it.
   void watch_deadlines();
   double earliest_deadline() const;
-
-  // For who has borrowed a lane: what it would take next; nothing, and the lane is given back, when that is nothing or
-  // the time has come.  With no lock held.
-  std::unique_ptr<Batch> next_or_return(std::size_t lane, double ends_at, Endings& endings);
 
   // Answers what is due.
   void expire_due() noexcept override;

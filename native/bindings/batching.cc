@@ -266,25 +266,6 @@ void PythonBatcher::fail(std::unique_ptr<Batch> batch, const py::object& problem
   core_->fail(std::move(batch), std::move(holder), outcome);
 }
 
-void PythonBatcher::set_runner(std::size_t lane, const py::object& run) {
-  std::shared_ptr<const batching::Runner> runner;
-  if (!run.is_none()) {
-    runner = std::make_shared<const batching::Runner>([holder = hold(run)](std::unique_ptr<Batch> batch) {
-      const py::gil_scoped_acquire acquire;
-      bury_the_dead();
-      const py::object face = face_of(batch);
-      if (face.is_none()) return;
-      try {
-        held(holder)(face);
-      } catch (py::error_already_set& error) {
-        // The batch goes with its face, and has failed then.
-        error.discard_as_unraisable("a runner of batches");
-      }
-    });
-  }
-  core_->set_runner(lane, std::move(runner));
-}
-
 void PythonBatcher::close(py::object why, const std::string& outcome, bool abandon) {
   std::shared_ptr<const void> holder = hold(std::move(why));
   const py::gil_scoped_release release;

@@ -44,8 +44,6 @@ class PythonBatcher : public std::enable_shared_from_this<PythonBatcher> {
   pybind11::object settle_and_take(PythonBatch& batch, const pybind11::object& outputs, double compute_seconds,
                                    int variant, std::optional<double> timeout_seconds);
   void fail(std::unique_ptr<batching::Batch> batch, const pybind11::object& problem);
-  // `run` gets a batch of this lane while the lane's own thread waits, on any thread, and settles it; None: nobody does.
-  void set_runner(std::size_t lane, const pybind11::object& run);
   void close(pybind11::object why, const std::string& outcome, bool abandon);
   // Puts a notice for this future into the mailbox when no admitted call is without an answer.
   void when_idle(pybind11::object future, std::shared_ptr<Mailbox> mailbox);

@@ -204,7 +204,6 @@ void bind_batcher(py::module_& module) {
              batcher.fail(std::move(batch.core), problem);
            },
            py::arg("batch"), py::arg("problem"))
-      .def("set_runner", &PythonBatcher::set_runner, py::arg("lane"), py::arg("run"))
       .def("set_input_types", &set_input_types, py::arg("lane"), py::arg("types"))
       .def("run_alone", [](PythonBatcher& batcher) { batcher.core()->run_alone(); })
       .def("drain", [](PythonBatcher& batcher) { batcher.core()->drain(); })

@@ -37,7 +37,7 @@ std::optional<PassReason> Prediction::begin(const Context& context, Form form, B
   if (question_.timeout_seconds) {
     deadline = std::min(deadline, batching::steady_seconds() + *question_.timeout_seconds);
   }
-  const std::optional<batching::Refusal> refusal = served.batcher->submit(shared_from_this(), true);
+  const std::optional<batching::Refusal> refusal = served.batcher->submit(shared_from_this());
   if (!refusal) {
     is_admitted_ = true;
     if (wants_to_leave_) settle_departure();

@@ -165,13 +165,6 @@ class Batcher:
         """
         self.native.fail(batch, error)
 
-    def set_runner(self, lane: int, run: Callable[[_native.Batch], None] | None) -> None:
-        """Let other threads run this lane's batches while its own thread waits in `take`: to wake it costs more.
-
-        Only runs of microseconds, by what was learned.  `run` settles the batch, or lets it fail; None: no longer.
-        """
-        self.native.set_runner(lane, run)
-
     def set_input_types(self, lane: int, types: Mapping[str, DataType]) -> None:
         """What a lane's program takes, where that is not what callers send; FP32, FP16, BF16 and FP64 are converted."""
         self.native.set_input_types(lane, [types.get(name) for name in self._input_names])

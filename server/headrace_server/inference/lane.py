@@ -1,15 +1,13 @@
 """A thread that owns one session: it opens it, runs batches on it until the batcher closes, and closes it.
 
-One session is only ever touched by its own thread, because runtimes keep memory for each thread that calls them, unless
-it says that any thread may: then who brings a call runs it where waking the lane would cost more.  Never awaits, and
-knows nothing of callers.
+One session is only ever touched by its own thread: runtimes keep memory for each thread that calls them.  Never awaits,
+and knows nothing of callers.
 """
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import structlog
@@ -18,7 +16,6 @@ from headrace_server import _native
 from headrace_server.inference.backends.backend import DeviceBroken, Session
 from headrace_server.inference.batcher import Batcher
 from headrace_server.kernels.gate import ServingGate
-from headrace_server.tensors import Tensors
 
 log = structlog.get_logger()
 
@@ -95,8 +92,6 @@ def _live(
     watcher.has_opened(number, session)
     try:
         batcher.set_input_types(number, getattr(session, "input_types", {}))
-        if getattr(session, "is_for_any_thread", False):
-            batcher.set_runner(number, partial(_run_elsewhere, session, batcher, gate))
         batch = batcher.take(number)
         while batch is not None:
             batch = _run(session, batch, batcher, gate)
@@ -105,7 +100,6 @@ def _live(
         batcher.close(lambda: DeadLaneError(problem), abandon=True)
         watcher.has_died(number, error)
     finally:
-        batcher.set_runner(number, None)
         try:
             session.close()
         except Exception:
@@ -114,32 +108,17 @@ def _live(
 
 def _run(session: Session, batch: _native.Batch, batcher: Batcher, gate: ServingGate | None) -> _native.Batch | None:
     """Run a batch and give it back; return the next one, or None when the batcher is closed."""
+    started_at = time.perf_counter()
     try:
-        outputs, compute_seconds = _compute(session, batch, gate)
+        if gate is None:
+            outputs = session.run(batch.inputs)
+        else:
+            with gate.passing():
+                outputs = session.run(batch.inputs)
     except DeviceBroken:
         raise  # no other batch would fare better: the lane ends, and with it the process
     except Exception as error:  # noqa: BLE001 - a model may raise anything
         batcher.fail(batch, error)
         return batcher.take(batch.lane)
+    compute_seconds = time.perf_counter() - started_at
     return batcher.settle_and_take(batch, outputs, compute_seconds, getattr(session, "provenance_index", 0))
-
-
-def _run_elsewhere(session: Session, batcher: Batcher, gate: ServingGate | None, batch: _native.Batch) -> None:
-    """Run a batch and give it back, on a thread that is no lane."""
-    try:
-        outputs, compute_seconds = _compute(session, batch, gate)
-    except Exception as error:  # noqa: BLE001 - a model may raise anything
-        batcher.fail(batch, error)
-    else:
-        batcher.settle(batch, outputs, compute_seconds)
-
-
-def _compute(session: Session, batch: _native.Batch, gate: ServingGate | None) -> tuple[Tensors, float]:
-    """What comes out, and how many seconds it took."""
-    started_at = time.perf_counter()
-    if gate is None:
-        outputs = session.run(batch.inputs)
-    else:
-        with gate.passing():
-            outputs = session.run(batch.inputs)
-    return outputs, time.perf_counter() - started_at

@@ -32,7 +32,9 @@ def _echo(command: tuple[object, ...], workload: Workload, folder: Path) -> Iter
         yield Endpoint(server.pid, f"127.0.0.1:{int(line)}", ECHO_METHOD, bodies, None, log)
 
 
-CPP_ECHO = Side("limit: echo in gRPC C++", lambda workload, folder: _echo((tools().echo,), workload, folder), tools)
+CPP_ECHO = Side(
+    "limit: echo in gRPC C++", lambda workload, folder: _echo((tools().echo, "queue"), workload, folder), tools
+)
 AIO_ECHO = Side(
     "limit: echo in grpc.aio",
     lambda workload, folder: _echo((sys.executable, PROGRAMS / "aio_echo.py"), workload, folder),

@@ -83,8 +83,6 @@ class OnnxRuntimeSession:
         # What was asked for says nothing: the runtime falls back to the CPU without a word.
         self.provider: str = inner.get_providers()[0]
         self.device = "cpu" if self.provider == CPU_PROVIDER else "cuda:0"
-        self.is_for_any_thread = self.provider == CPU_PROVIDER
-        """Whether threads other than the one that opened it may run it: the memory of its CUDA provider grows then."""
         self.precision = precision
 
     def run(self, inputs: Tensors) -> Tensors:

@@ -11,23 +11,20 @@ namespace {
 constexpr int kSubmitters = 4;
 constexpr int kCallsEach = 1500;
 
-// Computes; now and then a batch fails, or is dropped.
-void run(std::unique_ptr<Batch> batch, std::mt19937& random) {
-  const std::shared_ptr<Batcher> batcher = batch->batcher;
-  if (random() % 50 == 0) {
-    batcher->fail(std::move(batch), nullptr, "MODEL_FAILED");
-  } else if (random() % 200 == 0) {
-    batch.reset();
-  } else {
-    const Computed computed(*batch);
-    batcher->settle(batch, computed.outputs, 0.00001);
-  }
-}
-
-// Until the group closes.
+// Computes until the group closes; now and then a batch fails, or is dropped.
 void live(LaneGroup& lanes, std::size_t number) {
   std::mt19937 random(static_cast<unsigned>(number));
-  while (auto batch = lanes.take(number)) run(std::move(batch), random);
+  while (auto batch = lanes.take(number)) {
+    const std::shared_ptr<Batcher> batcher = batch->batcher;
+    if (random() % 50 == 0) {
+      batcher->fail(std::move(batch), nullptr, "MODEL_FAILED");
+    } else if (random() % 200 == 0) {
+      batch.reset();
+    } else {
+      const Computed computed(*batch);
+      batcher->settle(batch, computed.outputs, 0.00001);
+    }
+  }
 }
 
 struct Tally {
@@ -41,7 +38,7 @@ void submit(Batcher& batcher, int number, Tally& tally) {
   for (int i = 0; i < kCallsEach; ++i) {
     const double deadline = random() % 3 == 0 ? steady_seconds() + 0.002 * static_cast<double>(random() % 20) : kNever;
     auto made = call(number * kCallsEach + i, sizes[random() % 6], static_cast<int>(random() % 3), deadline);
-    if (batcher.submit(made, random() % 2 == 0)) {
+    if (batcher.submit(made)) {
       ++tally.refused;
       continue;
     }
@@ -108,13 +105,6 @@ TEST_CASE("closing in the middle of a storm ends every call") {
     auto batcher = Batcher::open(limits(16), true, lanes,
                                  std::make_shared<Meters>(std::vector<double>{0.001}, std::vector<double>{1, 8}));
     batcher->set_loss(nullptr, "MODEL_FAILED");
-    // What belongs to a lane is run by one thread at a time, whichever it is.
-    std::mt19937 randoms[2] = {std::mt19937(11), std::mt19937(12)};
-    for (std::size_t i = 0; i < 2; ++i) {
-      batcher->set_runner(i, std::make_shared<const Runner>([&randoms, i](std::unique_ptr<Batch> batch) {
-                            run(std::move(batch), randoms[i]);
-                          }));
-    }
     std::vector<std::thread> threads;
     for (std::size_t i = 0; i < 2; ++i) threads.emplace_back([&, i] { live(*lanes, i); });
     Tally tally;
