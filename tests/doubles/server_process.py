@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -120,9 +120,16 @@ class ServerProcess:
         """Those that it keeps ready for the next job."""
         return [agent for agent in self._all_agents() if _is_waiting(agent)]
 
+    def processes_of_jobs(self) -> list[psutil.Process]:
+        """The agents of jobs, and all below them."""
+        found = []
+        for agent in self.agents():
+            with suppress(psutil.Error):  # it has ended meanwhile
+                found += [agent, *agent.children(recursive=True)]
+        return found
+
     def _all_agents(self) -> list[psutil.Process]:
-        children = psutil.Process(self.pid).children()
-        return [child for child in children if "headrace_server.worker" in " ".join(child.cmdline())]
+        return [child for child in psutil.Process(self.pid).children() if _is_agent(child)]
 
     def report(self) -> str:
         """All that it said."""
@@ -140,6 +147,13 @@ class ServerProcess:
                 self._read.notify_all()
         async with self._read:
             self._read.notify_all()
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    try:
+        return "headrace_server.worker" in " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return False
 
 
 def _is_waiting(agent: psutil.Process) -> bool:

@@ -44,19 +44,14 @@ def is_recovering(event: event_pb.TrainingEvent) -> bool:
 def ranks_of(server: ServerProcess) -> dict[int, psutil.Process]:
     """The trainers of the one job there is, by rank."""
     found = {}
-    for agent in server.agents():
-        for process in agent.children(recursive=True):
-            try:
-                rank = process.environ().get("RANK")
-            except psutil.Error:
-                continue
-            if rank is not None and "headrace_server" in " ".join(process.cmdline()):
-                found[int(rank)] = process
+    for process in server.processes_of_jobs():
+        try:
+            rank, command = process.environ().get("RANK"), process.cmdline()
+        except psutil.Error:  # it has ended meanwhile
+            continue
+        if rank is not None and "headrace_server" in " ".join(command):
+            found[int(rank)] = process
     return found
-
-
-def processes_of(server: ServerProcess) -> list[psutil.Process]:
-    return [process for agent in server.agents() for process in (agent, *agent.children(recursive=True))]
 
 
 @needs_two_cores
@@ -75,7 +70,7 @@ async def test_a_rank_that_is_killed_takes_its_world_down_and_the_job_goes_on_fr
             saved = await watcher.saw(is_saved)
             ranks = ranks_of(server)
             assert sorted(ranks) == [0, 1]
-            first = processes_of(server)
+            first = server.processes_of_jobs()
 
             ranks[1].kill()
 
@@ -109,7 +104,7 @@ async def test_a_stop_leaves_no_process_of_any_rank_behind(tmp_path: Path, mode:
             await callers.training.StartTraining(learn_flowers("j", epochs=100_000, resources=TWO))
             watching = asyncio.ensure_future(watcher.watch(callers))
             await watcher.saw(is_step)
-            processes = processes_of(server)
+            processes = server.processes_of_jobs()
             assert sorted(ranks_of(server)) == [0, 1]
 
             value = pb.CancelTrainingJobRequest.Mode.Value(mode)

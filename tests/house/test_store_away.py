@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
@@ -15,7 +14,7 @@ from headrace.training.v1 import training_service_pb2 as pb
 from headrace.training.v1 import training_spec_pb2 as spec_pb
 from headrace_server.launchers.processes import is_alive
 from tests.doubles.flowers import learn_flowers, upload_flowers
-from tests.doubles.server_process import ServerProcess, end_processes_of, running
+from tests.doubles.server_process import end_processes_of, running
 from tests.doubles.until import until
 from tests.doubles.watcher import Watcher
 
@@ -35,11 +34,6 @@ def is_saved(event: event_pb.TrainingEvent) -> bool:
 
 def is_warned(event: event_pb.TrainingEvent) -> bool:
     return event.HasField("warning_raised") and event.warning_raised.code == "STORE_REFUSES"
-
-
-def processes_of(server: ServerProcess) -> list[psutil.Process]:
-    """The agent of the job, and all below it."""
-    return [process for agent in server.agents() for process in (agent, *agent.children(recursive=True))]
 
 
 async def test_a_training_outlives_a_store_that_is_away_for_a_while(tmp_path: Path) -> None:
@@ -80,7 +74,7 @@ async def test_a_training_ends_with_the_evidence_when_the_store_stays_away_and_l
             await callers.training.StartTraining(learn_flowers("j", epochs=100_000, checkpoints=OFTEN))
             watching = asyncio.ensure_future(watcher.watch(callers))
             await watcher.saw(is_saved)
-            processes = processes_of(server)
+            processes = server.processes_of_jobs()
             assert len(processes) >= 2
 
             (data / "store").rename(data / "store.away")

@@ -320,6 +320,25 @@ async def test_a_store_that_is_away_is_not_one_that_has_nothing(
     assert await store.list("") == ["a/b"]
 
 
+@pytest.mark.parametrize("leaves", ["nothing", "an empty folder"])
+async def test_a_store_that_goes_away_during_a_write_is_not_made_anew(
+    store: LocalBlobStore, tmp_path: Path, leaves: str
+) -> None:
+    root = store._root
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"written while it is there"
+        root.rename(tmp_path / "elsewhere")
+        if leaves == "an empty folder":
+            root.mkdir()
+
+    with pytest.raises(FileNotFoundError):
+        await store.put("a/b/c", chunks())
+
+    assert list(root.rglob("*")) == []
+    assert root.exists() == (leaves == "an empty folder")
+
+
 async def test_opening_twice_changes_nothing(store: LocalBlobStore, tmp_path: Path) -> None:
     await store.put_bytes("k", b"x")
 

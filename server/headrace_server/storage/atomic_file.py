@@ -24,11 +24,14 @@ class AtomicFile:
 
     `drafts` must be on the file system of `target`.  The temporary file is locked while its writer lives; see
     `remove_dead_drafts`.  Nothing happens on disk before the first write.  Call `discard` in the end in any case.
+    Folders are made only below `home`, by default the one that holds both: where that has gone, as a disk may, nothing
+    takes its place.
     """
 
-    def __init__(self, target: Path, drafts: Path) -> None:
+    def __init__(self, target: Path, drafts: Path, home: Path | None = None) -> None:
         self._target = target
         self._draft = drafts / f"{secrets.token_hex(16)}.draft"
+        self._home = home or Path(os.path.commonpath((target.parent, drafts)))
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._is_over = False
@@ -84,9 +87,11 @@ class AtomicFile:
         # Whoever deletes the last file of a folder removes the folder, perhaps between our two steps.
         for _ in range(100):
             try:
-                make_folder(self._target.parent)
+                make_folder(self._target.parent, self._home)
                 self._draft.rename(self._target)
             except FileNotFoundError:
+                if not self._home.is_dir():
+                    raise
                 continue
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise ValueError(f"{self._target} cannot be a file: {error.strerror}") from error
@@ -127,14 +132,15 @@ def remove_dead_drafts(drafts: Path) -> int:
     return num_removed
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder with all its parents, durably.
+def make_folder(folder: Path, home: Path) -> None:
+    """Make a folder with all its parents below `home`, durably.
 
-    Raises NotADirectoryError where a file is in the way, FileNotFoundError where somebody removes it meanwhile.
+    Raises NotADirectoryError where a file is in the way, FileNotFoundError where `home` is missing or somebody removes
+    the folder meanwhile.
     """
-    if folder.is_dir():
+    if folder == home or folder.is_dir():
         return
-    make_folder(folder.parent)
+    make_folder(folder.parent, home)
     try:
         folder.mkdir()
     except FileExistsError as error:

@@ -56,7 +56,8 @@ class LocalBlobStore(BlobStore):
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> Blob:
         """Store what `chunks` yields.  A call cancelled at its very end may have stored all of it, never a part."""
-        size_bytes, digest = await write_file(AtomicFile(self._object(key), self._drafts), chunks)
+        file = AtomicFile(self._object(key), self._drafts, home=self._objects)
+        size_bytes, digest = await write_file(file, chunks)
         return Blob(key, size_bytes, digest)
 
     async def put_file(self, key: str, path: Path) -> Blob:

@@ -20,7 +20,6 @@ from typing import TextIO, cast
 import structlog
 from pydantic import ValidationError
 
-from headrace_server.errors import CannotStart
 from headrace_server.launchers.process import clean_environment
 from headrace_server.launchers.processes import MARK
 from headrace_server.launchers.warm_pool import WAIT
@@ -70,16 +69,11 @@ async def _work(folder: Path, ways: Ways | None, spare: SpareTrainer | None = No
     except (OSError, ValidationError) as error:
         sys.stderr.write(f"{folder / ASSIGNMENT_FILE}: {error}\n")
         return 2
-    store = LocalBlobStore(assignment.store_root)
+    store = LocalBlobStore(assignment.store_root)  # the server has opened it: one that is away is not made anew
     agent = Agent(assignment, folder, store, ways, spare)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.leave)
-    try:
-        await store.open()
-    except CannotStart as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
     shortening = asyncio.ensure_future(_keep_log_short())
     try:
         return 0 if await agent.run() else 1
