@@ -18,13 +18,14 @@ streams    One server, and 64 streams of predictions, each of which sends its ne
 Takes about 2 minutes as it stands.  Prints Markdown.
 """
 
-import asyncio
 import os
+import queue
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -92,57 +93,57 @@ def streams_told_to_end(seconds: float, num_streams: int = 64) -> Counter[str]:
     mlp = workload("mlp")
     with tempfile.TemporaryDirectory() as folder, headrace.NATIVE.start(mlp, Path(folder)) as endpoint:
         check(endpoint, mlp)
-        return asyncio.run(_converse(endpoint, seconds, num_streams))
+        return _converse(endpoint, seconds, num_streams)
 
 
-async def _converse(endpoint: Endpoint, seconds: float, num_streams: int) -> Counter[str]:
+def _converse(endpoint: Endpoint, seconds: float, num_streams: int) -> Counter[str]:
     row = workload("mlp").requests[0]["x"]
     tensor = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FP32, shape=row.shape, data=row.tobytes())
     request = pb.PredictRequest(model="models/mlp", inputs={"x": tensor})
-    counts: Counter[str] = Counter()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(num_streams):
-            tasks.create_task(_hold_streams(endpoint.target, request, counts))
-        await asyncio.sleep(seconds / 2)
+    # gRPC's blocking client: that of asyncio calls every write after a stream's end INTERNAL, whatever its end was.
+    with ThreadPoolExecutor(num_streams) as callers:
+        ended = [callers.submit(_hold_streams, endpoint.target, request) for _ in range(num_streams)]
+        time.sleep(seconds / 2)
         os.kill(endpoint.pid, signal.SIGTERM)
-    return counts
+        return sum((each.result() for each in ended), Counter())
 
 
-async def _hold_streams(target: str, request: pb.PredictRequest, counts: Counter[str]) -> None:
+def _hold_streams(target: str, request: pb.PredictRequest) -> Counter[str]:
     """One stream after another, until nobody listens any more."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 100)]
-    async with grpc.aio.insecure_channel(target, options) as channel:
+    counts: Counter[str] = Counter()
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub: Any = InferenceServiceStub(channel)
         while True:
-            stream = stub.PredictStream()
+            to_send: queue.SimpleQueue[pb.PredictStreamRequest | None] = queue.SimpleQueue()
+            stream = stub.PredictStream(iter(to_send.get, None))
             num_asked = num_answered = 0
             try:
                 while True:
-                    await stream.write(pb.PredictStreamRequest(id=str(num_asked), request=request))
+                    to_send.put(pb.PredictStreamRequest(id=str(num_asked), request=request))
                     num_asked += 1
-                    answer = await stream.read()
-                    if answer is grpc.aio.EOF:
-                        break
+                    answer = next(stream)
                     num_answered += 1
                     counts["answered" if not answer.HasField("error") else f"error {answer.error.code}"] += 1
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            except (grpc.RpcError, StopIteration):
                 pass  # the code says why
-            how = _how_it_ended(await stream.code(), await stream.trailing_metadata())
+            to_send.put(None)
+            how = _how_it_ended(stream)
             if how == NEVER_SENT and num_answered > 0:
                 how = "cut off in the middle"
-            counts[how] += max(1, num_asked - num_answered)
+            counts[how] += num_asked - num_answered
             if how != REFUSED:
-                return
-            await asyncio.sleep(0.02)
+                return counts
+            time.sleep(0.02)
 
 
-def _how_it_ended(code: grpc.StatusCode, metadata: Any) -> str:
-    details = status_pb2.Status.FromString(dict(metadata or ()).get("grpc-status-details-bin", b"")).details
+def _how_it_ended(stream: Any) -> str:
+    content = dict(stream.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
+    details = status_pb2.Status.FromString(content).details
     info = error_details_pb2.ErrorInfo()
     if details and details[0].Unpack(info):
-        return f"{code.name}/{info.reason}"
+        return f"{stream.code().name}/{info.reason}"
     # A connection that is being closed, or is not there any more: gRPC has not sent the stream.
-    return NEVER_SENT if code is grpc.StatusCode.UNAVAILABLE else code.name
+    return NEVER_SENT if stream.code() is grpc.StatusCode.UNAVAILABLE else f"{stream.code().name}: {stream.details()}"
 
 
 def main() -> None:
