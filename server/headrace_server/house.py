@@ -141,8 +141,8 @@ class House:
         )
         self._health.close()
         # What arrives while gRPC stops is dropped, not refused: so first let callers hear that they are refused.
-        await asyncio.sleep(QUIET_SECONDS)
-        await self._within(LAST_SECONDS, self._interceptor.wait_until_quiet(QUIET_SECONDS))
+        streams = self._plane.num_turned_away if self._plane is not None else lambda: 0
+        await self._within(LAST_SECONDS, self._interceptor.wait_until_quiet(QUIET_SECONDS, streams))
         await self._stop(self._door.close, max(LAST_SECONDS, until - time.monotonic()))
         await self._stop(self._private.stop, LAST_SECONDS)
         log.info("house.drained")

@@ -233,3 +233,17 @@ async def test_only_a_trusted_door_can_say_that_a_call_is_a_part_of_what_it_has_
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await call
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_ends_waits_until_nobody_is_turned_away_anywhere() -> None:
+    interceptor = Interceptor(Metrics(), asyncio.Event())
+    seen: list[int] = []
+
+    def num_turned_away_elsewhere() -> int:
+        seen.append(min(len(seen), 5))
+        return seen[-1]
+
+    await interceptor.wait_until_quiet(0.02, num_turned_away_elsewhere)
+
+    assert seen[:6] == [0, 1, 2, 3, 4, 5]
+    assert seen.count(5) > 1

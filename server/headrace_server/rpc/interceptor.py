@@ -64,10 +64,20 @@ class Interceptor:
         """From now on handlers are added for callers who come through the native door, and only through it."""
         self._is_behind_door = True
 
-    async def wait_until_quiet(self, quiet_seconds: float) -> None:
-        """Once closing, wait until nobody has had to be turned away for so long: callers have noticed."""
-        while (left := self._door.turned_away_at + quiet_seconds - time.monotonic()) > 0:  # noqa: ASYNC110 - no event
-            await asyncio.sleep(left)
+    async def wait_until_quiet(self, quiet_seconds: float, num_elsewhere: Callable[[], int] = lambda: 0) -> None:
+        """Once closing, wait until for so long nobody has had to be turned away: callers have noticed.
+
+        `num_elsewhere` counts those whom somebody else turns away.
+        """
+        seen, seen_at = num_elsewhere(), time.monotonic()
+        while True:  # there is no event for what does not happen
+            now = time.monotonic()
+            if (count := num_elsewhere()) != seen:
+                seen, seen_at = count, now
+            left = max(self._door.turned_away_at, seen_at) + quiet_seconds - now
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, quiet_seconds / 4))
 
     def add(
         self,

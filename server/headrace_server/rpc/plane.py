@@ -21,6 +21,8 @@ from headrace_server.telemetry.calls import CallCounts, MethodCounts
 from headrace_server.telemetry.metrics import LATENCY_SECONDS
 from headrace_server.tensors import TensorSpec
 
+_STREAMS = ("headrace.inference.v1.InferenceService/PredictStream", "inference.GRPCInferenceService/ModelStreamInfer")
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -50,6 +52,10 @@ class Plane:
     def drain(self) -> None:
         """Leave new calls to the complete server, and end streams when what is under way is answered."""
         self.native.drain()
+
+    def num_turned_away(self) -> int:
+        """How many streams have ended because the server is closing; calls are turned away by the complete server."""
+        return sum(codes.get(_UNAVAILABLE, 0) for codes, *_ in map(self.native.read_counts().__getitem__, _STREAMS))
 
     def trace(self, ratio: float) -> None:
         """Record spans of this share of the calls whose callers do not say; `native.take_spans` has them."""
