@@ -83,7 +83,9 @@ async def measure(folder: Path, seconds: float, every: float) -> Round:
             step_before, began_at = (await run.refresh()).latest_step.step, time.perf_counter()
             await asyncio.sleep(seconds)
             alone_rate = ((await run.refresh()).latest_step.step - step_before) / (time.perf_counter() - began_at)
-            await run.cancel(kill=True)
+            cancelled = await run.cancel(kill=True)
+            async for _ in run.follow(cancelled.latest_sequence):
+                pass  # until it is over: no worker is left behind
     assert all(answer.staleness is not None and answer.provenance.checkpoint_digest for answer in answers)
     return Round(
         first,
