@@ -1,8 +1,7 @@
 """The agent's line brings every report to the server exactly once, whatever happens to either."""
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ from headrace_server.worker.spool import Spool
 from tests.doubles.worker_server import Ledger, WorkerServer, serving
 
 HELLO = WorkerHello(job=JobName("j"), attempt=2, token="secret", pid=7, host="here")
-
-
-@pytest.fixture
-def socket() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hr") as folder:
-        yield Path(folder) / "w.sock"
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ from tests.doubles.worker_server import Ledger, WorkerServer, serving
 TRAINING = ["report", {"kind": "phase_changed", "phase": "training"}]
 STOPPED = ["report", {"kind": "stopped"}]
 ROWS = "\n".join(["a,b,label", *(f"{n % 7},{n % 5},{'yes' if n % 2 else 'no'}" for n in range(400))]).encode()
-
-
-@pytest.fixture
-def socket() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hr") as folder:
-        yield Path(folder) / "w.sock"
 
 
 @pytest.fixture

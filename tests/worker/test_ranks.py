@@ -1,8 +1,5 @@
 """Several trainers that train together: they find each other, end together, and leave evidence of whoever did not."""
 
-import ctypes
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +8,11 @@ import pytest
 from headrace_server.launchers.launcher import Formation
 from headrace_server.training.events import LogLine
 from headrace_server.training.session import Outcome
-from headrace_server.worker.process_tree import become_subreaper
-from tests.worker.test_agent import FAILED, FINISHED, STOPPED, work
+from tests.doubles.agent_at_work import FAILED, FINISHED, STOPPED, work
+
+pytestmark = pytest.mark.usefixtures("subreaper")
 
 EXPORT = ["export"]
-
-
-@pytest.fixture(autouse=True)
-def subreaper() -> Iterator[None]:
-    become_subreaper()
-    yield
-    ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)
-
-
-@pytest.fixture
-def socket() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hr") as folder:
-        yield Path(folder) / "w.sock"
 
 
 def on(rank: int, *steps: list[Any]) -> list[Any]:

@@ -112,6 +112,15 @@ class JobStore:
         """
         return await self._tasks.finish(self._amend(job, change))
 
+    async def change(self, job: str, change: Callable[[Amendment], None]) -> Job:
+        """As `amend`; returns the job as it is then."""
+
+        def apply(amendment: Amendment) -> Job:
+            change(amendment)
+            return amendment.job
+
+        return await self.amend(job, apply)
+
     async def delete(self, job: str) -> None:
         """Remove a job that is over, with both its histories.  Raises JobNotFound."""
         await self._tasks.finish(self._delete(job))

@@ -8,33 +8,30 @@ import asyncio
 import hmac
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace_server.datasets.dataset import DatasetVersion
-from headrace_server.errors import DatasetNotFound, Draining, HeadraceError, Invalid, Overloaded, WorkerFenced
+from headrace_server.errors import DatasetNotFound, Draining, HeadraceError, Overloaded, WorkerFenced
 from headrace_server.launchers.launcher import CannotKill, CannotLaunch
 from headrace_server.names import DatasetName
 from headrace_server.training.amendment import Amendment
 from headrace_server.training.attempt import Attempt
 from headrace_server.training.conclusion import (
-    STORE_LOST,
     Silence,
     conclude_end,
-    conclude_refusal,
     conclude_silence,
-    conclude_success,
     conclude_without_worker,
     is_final,
 )
-from headrace_server.training.job import Failure, Job
+from headrace_server.training.job import Job
 from headrace_server.training.means import Means
 from headrace_server.training.preemption import Running
 from headrace_server.training.recording import observe_lag, record
-from headrace_server.training.rows import StoredJob
+from headrace_server.training.result import Result
 from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerReport, WorkerSession
 from headrace_server.training.setbacks import Setbacks
 from headrace_server.training.states import JobState
@@ -62,6 +59,9 @@ class Supervisor:
         self._is_closed = False
         self._is_clear = False
         self._setbacks = Setbacks(means.settings.restart_backoff_seconds, means.clock)
+        self._result = Result(
+            job.id, means.jobs, means.publisher, self._setbacks, means.settings.store_patience_seconds
+        )
         self._fault = ""
         self._bell = asyncio.Event()
 
@@ -109,11 +109,7 @@ class Supervisor:
 
         Returns whether that was so.  The caller holds `deciding`.
         """
-        stored = await self._means.jobs.get(self._job)
-        if not stored.has_result or (version := await self._means.publisher.find(stored.job)) is None:
-            return False
-        await self._amend(lambda it: conclude_success(it, version.name))
-        return True
+        return await self._result.settle()
 
     def stop(self, order: Order) -> None:
         """Pass on that the job is to end, or to rest; with Order.NONE only look again at what it is now."""
@@ -230,7 +226,7 @@ class Supervisor:
         try:
             dataset = await self._means.datasets.version(DatasetName.parse(job.spec.dataset))
         except DatasetNotFound as error:
-            await self._refuse("DATASET_NOT_FOUND", error)
+            await self._result.refuse("DATASET_NOT_FOUND", error)
             return
         token = secrets.token_urlsafe(32)
 
@@ -263,7 +259,7 @@ class Supervisor:
         """Wait for the end of the worker and act on it; returns whether the server leaves the worker alone."""
         if job.state.is_ending:
             if self._is_clear:  # it was asked for between two workers
-                await self._amend(conclude_without_worker)
+                await self._means.jobs.change(self._job, conclude_without_worker)
                 return False
             self._give_order(Order.GRACEFUL)
         watch = self._watch or self._adopt(attempt, is_fresh=False)
@@ -292,9 +288,11 @@ class Supervisor:
                 return  # it was settled meanwhile
             match end:
                 case TrainerEnded(outcome=Outcome.FINISHED) if before.has_result:
-                    after = await self._finish(before)
+                    after = await self._result.register(before)
                 case TrainerEnded():
-                    after = await self._amend(lambda it: conclude_end(it, end, is_leaving=self._is_leaving))
+                    after = await self._means.jobs.change(
+                        self._job, lambda it: conclude_end(it, end, is_leaving=self._is_leaving)
+                    )
                 case Silence():
                     after = await self._give_up(before.job, watch, end)
         if after.restarts > before.job.restarts:
@@ -306,18 +304,6 @@ class Supervisor:
                 await watch.wait_until_gone(FAREWELL_SECONDS)
             watch.fence(watch.attempt.number + 1)
             self._watch = None
-
-    async def _finish(self, stored: StoredJob) -> Job:
-        try:
-            version = (await self._means.publisher.publish(stored.job, stored.attempt)).name
-        except Invalid as error:
-            return await self._refuse("TRAINER_FAILED", error)
-        except OSError as error:  # the store is away: it is asked again, for as long as that is worth it
-            if self._setbacks.lasting_seconds < self._means.settings.store_patience_seconds:
-                raise
-            failure = Failure(reason=STORE_LOST, message=f"StoreLost: the result could not be read: {error}")
-            return await self._amend(lambda it: conclude_refusal(it, STORE_LOST, failure))
-        return await self._amend(lambda it: conclude_success(it, version))
 
     async def _give_up(self, job: Job, watch: Watch, silence: Silence) -> Job:
         """Take the job from a silent worker.
@@ -334,27 +320,13 @@ class Supervisor:
             if amendment.attempt.ended is None:  # else it has come back and said how it ended: that counts
                 conclude_silence(amendment, silence, is_leaving=self._is_leaving)
 
-        return await self._amend(conclude)
-
-    async def _refuse(self, reason: str, error: DatasetNotFound | Invalid) -> Job:
-        failure = Failure(reason=error.reason, message=str(error), metadata=dict(error.metadata))
-        return await self._amend(lambda it: conclude_refusal(it, reason, failure))
+        return await self._means.jobs.change(self._job, conclude)
 
     async def _fail_internally(self, attempt: Attempt) -> None:
-        failure = Failure(
-            reason="INTERNAL", message=f"the server failed; id {self._fault}", metadata={"error_id": self._fault}
-        )
         async with self.deciding:
-            if not await self.settle():
+            if not await self._result.settle():
                 await self._means.workers.remove(self._job, attempt)
-                await self._amend(lambda it: conclude_refusal(it, "INTERNAL", failure))
-
-    async def _amend(self, change: Callable[[Amendment], None]) -> Job:
-        def apply(amendment: Amendment) -> Job:
-            change(amendment)
-            return amendment.job
-
-        return await self._means.jobs.amend(self._job, apply)
+                await self._result.fail_internally(self._fault)
 
     async def _keep_trainer_pid(self, attempt: int, trainer_pid: int) -> None:
         def note(amendment: Amendment) -> None:
