@@ -1,7 +1,6 @@
 """How much memory is left, as measured."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.memory import RESERVE_BYTES, Ledger, give_back_freed_memory
 

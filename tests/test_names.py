@@ -1,8 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.errors import InvalidName
 from headrace_server.names import DatasetName, JobName, ModelName, SnapshotName, is_id, new_job_id, parse_predictable

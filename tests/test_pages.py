@@ -2,8 +2,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.errors import InvalidPageToken, InvalidSpec
 from headrace_server.pages import DEFAULT_PAGE_SIZE, LARGEST_PAGE_SIZE, PageRequest

@@ -3,8 +3,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.errors import Violation
 from headrace_server.tensors import DataType, Signature, Tensors, TensorSpec

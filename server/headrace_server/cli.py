@@ -16,8 +16,7 @@ import structlog
 import typer
 
 import headrace_server
-from headrace_server import descriptors
-from headrace_server import settings as settings_module
+from headrace_server import descriptors, settings as settings_module
 from headrace_server.errors import CannotStart
 from headrace_server.settings import Loaded, Settings, parse_assignments
 

@@ -21,8 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import headrace
-from tests.benchmarks.serving import arguments, tables
-from tests.benchmarks.serving import headrace as servers
+from tests.benchmarks.serving import arguments, headrace as servers, tables
 from tests.benchmarks.serving.load import Found, Load
 from tests.benchmarks.serving.quiet import MAX_OTHERS_CORES, Others
 from tests.benchmarks.serving.rounds import MOST_CONNECTIONS

@@ -29,8 +29,10 @@ from google.protobuf.duration_pb2 import Duration
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from headrace.training.v1 import training_service_pb2 as pb  # noqa: E402
-from headrace.training.v1 import training_spec_pb2 as spec_pb  # noqa: E402
+from headrace.training.v1 import (  # noqa: E402
+    training_service_pb2 as pb,
+    training_spec_pb2 as spec_pb,
+)
 from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub  # noqa: E402
 from headrace_server.trainers.pipe import ReportPipe, end_at_once  # noqa: E402
 from headrace_server.trainers.reports import StepCompleted  # noqa: E402

@@ -32,8 +32,7 @@ import psutil
 
 import headrace
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from tests.benchmarks.serving import headrace as servers
-from tests.benchmarks.serving import tables
+from tests.benchmarks.serving import headrace as servers, tables
 from tests.benchmarks.serving.load import Found, Load
 from tests.benchmarks.serving.servers import Endpoint, check
 from tests.benchmarks.serving.workloads import workload

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.benchmarks.serving.load import Found, Load
 from tests.benchmarks.serving.tools import CannotBuild, Tools, tools

@@ -18,8 +18,8 @@ InvalidModel InvalidName InvalidPageToken InvalidSpec InvalidTensor JobNotFound 
 Model ModelFailed ModelLoading ModelNotFound ModelNotLoaded ModelRegistered ModelVersion MovingAverage NameTaken
 NoCheckpointYet NoPermit NotFound Numerics OutOfRange Overloaded PhaseChanged Placement PluginTrainer Prediction
 ProfileRecorded Provenance QueueFull RequestIdReused Retry ServerDraining ServerFault Sgd Staleness StateChanged
-StepCompleted StepDecaySchedule StorageFull StreamedPrediction TabularTrainer TimedOut Timing TooLarge TooManyCalls
-TrainingCancelled TrainingEnded TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported
+StepCompleted StepDecaySchedule StorageFull StoreAway StreamedPrediction TabularTrainer TimedOut Timing TooLarge
+TooManyCalls TrainingCancelled TrainingEnded TrainingFailed TrainingJob TrainingRun TrainingSpec Unavailable Unsupported
 Violation WarningRaised WrongState chain mean plugin tls_credentials training_spec vote
 """
 NOT_OF_CALLS = {"UNSPECIFIED", "INTERNAL", "WORKER_FENCED", "TRAINER_FAILED", "WORKER_LOST", "STORE_LOST"}

@@ -2,8 +2,7 @@ from datetime import timedelta
 
 import grpc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace import Client, QueueFull, Retry, TabularTrainer, Unavailable
 from headrace.channel import channel_options, service_config

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from headrace_server.datasets.dataset import DatasetFormat, Description
 from headrace_server.datasets.formats import csv_table

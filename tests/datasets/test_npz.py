@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from headrace_server.datasets.dataset import Column, DatasetFormat, Description

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from headrace_server.datasets.dataset import DatasetFormat, Description
 from headrace_server.datasets.inspection import inspect

@@ -4,8 +4,7 @@ import random
 from collections.abc import AsyncIterator
 
 from headrace.datasets.v1 import dataset_service_pb2 as datasets_pb
-from headrace.training.v1 import training_service_pb2 as training_pb
-from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace.training.v1 import training_service_pb2 as training_pb, training_spec_pb2 as spec_pb
 from tests.doubles.server_process import Callers
 
 

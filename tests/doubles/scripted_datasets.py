@@ -6,8 +6,7 @@ from typing import Any
 
 import grpc
 
-from headrace.datasets.v1 import dataset_pb2 as goods
-from headrace.datasets.v1 import dataset_service_pb2 as pb
+from headrace.datasets.v1 import dataset_pb2 as goods, dataset_service_pb2 as pb
 from headrace.datasets.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 from tests.doubles.refusal import Refusal
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import grpc
 
-from headrace.models.v1 import model_pb2 as goods
-from headrace.models.v1 import model_service_pb2 as pb
+from headrace.models.v1 import model_pb2 as goods, model_service_pb2 as pb
 from headrace.models.v1.model_service_pb2_grpc import ModelServiceServicer
 from headrace.models.v1.plan_pb2 import Bucket, Decision, Plan
 from headrace.models.v1.serving_options_pb2 import ServingOptions

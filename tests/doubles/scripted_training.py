@@ -6,9 +6,7 @@ from typing import Any
 
 import grpc
 
-from headrace.training.v1 import training_event_pb2 as events
-from headrace.training.v1 import training_job_pb2 as jobs
-from headrace.training.v1 import training_service_pb2 as pb
+from headrace.training.v1 import training_event_pb2 as events, training_job_pb2 as jobs, training_service_pb2 as pb
 from headrace.training.v1.training_service_pb2_grpc import TrainingServiceServicer
 from tests.doubles.refusal import Refusal
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import grpc
 
-from headrace.training.v1 import training_event_pb2 as event_pb
-from headrace.training.v1 import training_service_pb2 as pb
+from headrace.training.v1 import training_event_pb2 as event_pb, training_service_pb2 as pb
 from tests.doubles.server_process import Callers
 
 

@@ -8,9 +8,7 @@ import grpc
 import psutil
 import pytest
 
-from headrace.training.v1 import training_event_pb2 as event_pb
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as pb
+from headrace.training.v1 import training_event_pb2 as event_pb, training_job_pb2 as job_pb, training_service_pb2 as pb
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import ServerProcess, end_processes_of, running
 from tests.doubles.until import until

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.inference.v1.inference_service_pb2_grpc import InferenceServiceStub

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from headrace.inference.v1 import inference_service_pb2 as pb
 from headrace.tensors import from_tensor, to_tensor
-from headrace.training.v1 import training_event_pb2 as event_pb
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as training_pb
-from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace.training.v1 import (
+    training_event_pb2 as event_pb,
+    training_job_pb2 as job_pb,
+    training_service_pb2 as training_pb,
+    training_spec_pb2 as spec_pb,
+)
 from headrace_server.datasets.dataset import DatasetFormat
 from headrace_server.trainers.tabular.parameters import TabularParameters
 from headrace_server.trainers.tabular.task import build

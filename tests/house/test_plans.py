@@ -9,9 +9,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from headrace.inference.v1 import inference_service_pb2 as inference_pb
-from headrace.models.v1 import model_pb2, plan_pb2
-from headrace.models.v1 import model_service_pb2 as pb
-from headrace.models.v1 import serving_options_pb2 as serving_pb
+from headrace.models.v1 import model_pb2, model_service_pb2 as pb, plan_pb2, serving_options_pb2 as serving_pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.house import House
 from tests.doubles.onnx_models import mlp

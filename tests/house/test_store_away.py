@@ -8,10 +8,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
-from headrace.training.v1 import training_event_pb2 as event_pb
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as pb
-from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace.training.v1 import (
+    training_event_pb2 as event_pb,
+    training_job_pb2 as job_pb,
+    training_service_pb2 as pb,
+    training_spec_pb2 as spec_pb,
+)
 from headrace_server.launchers.processes import is_alive
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import end_processes_of, running

@@ -7,10 +7,12 @@ import grpc
 import pytest
 
 from headrace.inference.v1 import inference_service_pb2 as inference_pb
-from headrace.training.v1 import training_event_pb2 as event_pb
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as pb
-from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace.training.v1 import (
+    training_event_pb2 as event_pb,
+    training_job_pb2 as job_pb,
+    training_service_pb2 as pb,
+    training_spec_pb2 as spec_pb,
+)
 from headrace.type.v1 import tensor_pb2
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import Callers, end_processes_of, running

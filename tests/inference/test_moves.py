@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.inference.moves import Held, Load, Refuse, Unload, Wait, next_move
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from headrace_server import _native
-from headrace_server.kernels import device_gather as kernels
-from headrace_server.kernels import reference
+from headrace_server.kernels import device_gather as kernels, reference
 from headrace_server.kernels.device_gather import DeviceRows
 from headrace_server.tensors import Array, DataType
 from tests.kernels.bits import assert_same_bits, bits

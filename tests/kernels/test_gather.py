@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy.lib.stride_tricks import as_strided
 
-from headrace_server.kernels import gather as kernels
-from headrace_server.kernels import reference
+from headrace_server.kernels import gather as kernels, reference
 from headrace_server.tensors import Array, DataType
 from tests.kernels.bits import assert_same_bits
 

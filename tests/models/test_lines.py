@@ -3,8 +3,7 @@
 from contextlib import AbstractContextManager
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.models.lines import MOST_REMEMBERED, Change, Line, Lines
 

@@ -7,8 +7,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as pb
+from headrace.training.v1 import training_job_pb2 as job_pb, training_service_pb2 as pb
 from headrace_server.errors import Draining
 from headrace_server.rpc.services.thinning import thin
 from headrace_server.trainers.reports import PhaseChanged

@@ -4,8 +4,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace.error.v1.error_reason_pb2 import ErrorReason
 from headrace_server import errors
@@ -27,6 +26,7 @@ CASES = [
     (errors.NoPermit("m", 1, 1, SECOND), "RESOURCE_EXHAUSTED", "RetryInfo"),
     (errors.TooManyCalls(9), "RESOURCE_EXHAUSTED", "RetryInfo"),
     (errors.TooLarge("metadata", 10), "INVALID_ARGUMENT", "BadRequest"),
+    (errors.StoreAway(), "UNAVAILABLE", "RetryInfo"),
     (errors.Draining(4), "UNAVAILABLE", "RetryInfo"),
     (errors.ExpiredInQueue(3), "DEADLINE_EXCEEDED", None),
     (errors.WorkerFenced(1, 2), "ABORTED", None),

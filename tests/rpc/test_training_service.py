@@ -5,9 +5,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as pb
-from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace.training.v1 import training_job_pb2 as job_pb, training_service_pb2 as pb, training_spec_pb2 as spec_pb
 from tests.doubles.door import open_door
 from tests.doubles.job_desk import JobDesk, a_job
 

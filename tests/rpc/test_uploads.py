@@ -4,10 +4,8 @@ from typing import Any
 import grpc
 import pytest
 
-from headrace.datasets.v1 import dataset_pb2
-from headrace.datasets.v1 import dataset_service_pb2 as datasets_pb
-from headrace.models.v1 import model_pb2
-from headrace.models.v1 import model_service_pb2 as models_pb
+from headrace.datasets.v1 import dataset_pb2, dataset_service_pb2 as datasets_pb
+from headrace.models.v1 import model_pb2, model_service_pb2 as models_pb
 from headrace_server.training.states import JobState
 from tests.doubles.door import Door, open_door
 from tests.doubles.job_desk import JobDesk, a_job

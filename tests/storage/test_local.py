@@ -5,11 +5,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from headrace_server.errors import CannotStart
-from headrace_server.storage.blob_store import StoreAway
+from headrace_server.errors import CannotStart, StoreAway
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.storage.streaming import read_file
 

@@ -1,5 +1,4 @@
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.trainers.recipe import EarlyStopping
 from headrace_server.trainers.yardstick import Standing, Yardstick

@@ -1,6 +1,5 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.errors import InvalidSpec
 from headrace_server.training.filter import Condition, FilterField, parse_filter

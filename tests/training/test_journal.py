@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from headrace_server.errors import CursorAhead, CursorExpired, Draining, InvalidSpec
 from headrace_server.training.journal import CACHED_PAGES, PAGE_ENTRIES, TAIL_ENTRIES, Journal

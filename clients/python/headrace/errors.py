@@ -14,7 +14,7 @@
     ├─ Overloaded         try again later                   RESOURCE_EXHAUSTED
     │    QueueFull, NoPermit, TooManyCalls, DeviceOutOfMemory, StorageFull
     ├─ Unavailable        try again soon                    UNAVAILABLE
-    │    ModelLoading, NoCheckpointYet, ServerDraining
+    │    ModelLoading, NoCheckpointYet, ServerDraining, StoreAway
     ├─ DeadlineExceeded   also a TimeoutError               DEADLINE_EXCEEDED
     │    ExpiredInQueue, TimedOut
     ├─ Denied                                               UNAUTHENTICATED, PERMISSION_DENIED
@@ -311,6 +311,12 @@ class ServerDraining(Unavailable):
     """The server is shutting down."""
 
     reason = "SERVER_DRAINING"
+
+
+class StoreAway(Unavailable):
+    """The server's store of data sets, checkpoints and programs is not where it was."""
+
+    reason = "STORE_AWAY"
 
 
 class DeadlineExceeded(HeadraceError, TimeoutError):

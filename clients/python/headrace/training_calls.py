@@ -18,8 +18,8 @@ from headrace.training.v1.training_service_pb2 import (
     ListTrainersRequest,
     ListTrainingJobsRequest,
     StartTrainingRequest,
+    Trainer as TrainerDescription,
 )
-from headrace.training.v1.training_service_pb2 import Trainer as TrainerDescription
 from headrace.training.v1.training_spec_pb2 import TrainingSpec
 from headrace.wire import Wire
 

@@ -106,6 +106,15 @@ class NoCheckpointYet(Unavailable):
         super().__init__(f"there is no {name} yet; the job is {state}", retry_after, name=name, state=state)
 
 
+class StoreAway(Unavailable, OSError):
+    """The whole store is not where it was: nothing can be said of any object until it is back."""
+
+    reason = "STORE_AWAY"
+
+    def __init__(self, retry_after: timedelta = timedelta(seconds=5)) -> None:
+        super().__init__("the store of data sets, checkpoints and programs is away", retry_after)
+
+
 class Draining(Unavailable):
     """The server is shutting down.  `resume_after` is the last sequence that a stream has sent."""
 

@@ -9,13 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 
-class StoreAway(OSError):
-    """The whole store is not where it was: nothing can be said of any object until it is back."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__(f"the store {where} is away")
-
-
 @dataclass(frozen=True, slots=True)
 class Blob:
     """What is stored under one key."""

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import structlog
 
-from headrace_server.errors import CannotStart, StorageFull
+from headrace_server.errors import CannotStart, StorageFull, StoreAway
 from headrace_server.storage.atomic_file import AtomicFile, remove_dead_drafts, sync_folder
-from headrace_server.storage.blob_store import Blob, BlobStore, StoreAway
+from headrace_server.storage.blob_store import Blob, BlobStore
 from headrace_server.storage.streaming import BLOCK_BYTES, read_file, write_file
 
 LAYOUT = 1
@@ -202,7 +202,7 @@ class LocalBlobStore(BlobStore):
     def _check_presence(self) -> None:
         """Raise StoreAway when the folder is not that of a store any more, as when it was on a disk that is gone."""
         if not self._objects.is_dir():
-            raise StoreAway(str(self._root))
+            raise StoreAway
 
     def _prune(self, folder: Path) -> None:
         """Remove folders that have become empty.  Writers make theirs again if they lose this race."""

@@ -1,8 +1,7 @@
 import math
 from itertools import pairwise
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace.cli.curves import MOST_POINTS, Series, draw
 

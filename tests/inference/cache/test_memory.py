@@ -1,7 +1,6 @@
 """What is kept in memory never takes more room than it may, and the least recently used leaves first."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.inference.cache.memory import OVERHEAD_BYTES, MemoryTier
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.inference.plans.difference import measure_difference, why_intolerable
 from headrace_server.precision import Tolerances

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace_server.inference.plans.trimming import STEP, find_mask, without_padding
 from headrace_server.precision import Precision

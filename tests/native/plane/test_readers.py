@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from headrace.inference.v1 import inference_service_pb2 as predict_pb
 from headrace.type.v1 import tensor_pb2

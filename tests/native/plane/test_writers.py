@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace.inference.v1 import inference_service_pb2 as predict_pb
 from headrace_server._native import plane_testing as native

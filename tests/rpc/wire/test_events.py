@@ -5,11 +5,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from headrace.training.v1 import training_event_pb2 as pb
-from headrace.training.v1 import training_job_pb2 as job_pb
+from headrace.training.v1 import training_event_pb2 as pb, training_job_pb2 as job_pb
 from headrace_server.errors import Invalid
 from headrace_server.rpc.wire import events as wire
 from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, StepCompleted, WarningRaised

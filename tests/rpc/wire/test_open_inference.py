@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from headrace_server.errors import Draining, Invalid, InvalidName, InvalidSpec, InvalidTensor, ModelFailed

@@ -3,8 +3,7 @@
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from headrace.models.v1 import model_pb2, model_service_pb2
-from headrace.models.v1 import serving_options_pb2 as pb
+from headrace.models.v1 import model_pb2, model_service_pb2, serving_options_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec
 from headrace_server.models.serving import ServingOptions

@@ -3,12 +3,9 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as pb
-from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace.training.v1 import training_job_pb2 as job_pb, training_service_pb2 as pb, training_spec_pb2 as spec_pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec
 from headrace_server.rpc.wire.training import (

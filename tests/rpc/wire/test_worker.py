@@ -3,8 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headrace.training.v1.training_event_pb2 import LogLine as LogLinePb
 from headrace_server.errors import Invalid, InvalidName

@@ -1,7 +1,6 @@
 """headrace.datasets.v1.DatasetService: thin between the wire and the catalogue of data sets."""
 
-from headrace.datasets.v1 import dataset_service_pb2 as pb
-from headrace.datasets.v1 import dataset_service_pb2_grpc as pb_grpc
+from headrace.datasets.v1 import dataset_service_pb2 as pb, dataset_service_pb2_grpc as pb_grpc
 from headrace_server.errors import InUse, InvalidSpec, Violation
 from headrace_server.pages import PageRequest
 from headrace_server.rpc.closing import closed_after

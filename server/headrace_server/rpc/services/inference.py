@@ -2,8 +2,7 @@
 
 import asyncio
 
-from headrace.inference.v1 import inference_service_pb2 as pb
-from headrace.inference.v1 import inference_service_pb2_grpc as pb_grpc
+from headrace.inference.v1 import inference_service_pb2 as pb, inference_service_pb2_grpc as pb_grpc
 from headrace_server.names import parse_predictable
 from headrace_server.rpc.deadline import deadline_of
 from headrace_server.rpc.interceptor import Context, Requests

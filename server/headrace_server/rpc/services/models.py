@@ -2,8 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from headrace.models.v1 import model_service_pb2 as pb
-from headrace.models.v1 import model_service_pb2_grpc as pb_grpc
+from headrace.models.v1 import model_service_pb2 as pb, model_service_pb2_grpc as pb_grpc
 from headrace_server.errors import InvalidSpec, InvalidTensor, Violation
 from headrace_server.names import ModelName, parse_predictable
 from headrace_server.pages import PageRequest

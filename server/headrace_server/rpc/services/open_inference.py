@@ -27,8 +27,7 @@ from headrace_server.pages import LARGEST_PAGE_SIZE, PageRequest
 from headrace_server.rpc.deadline import deadline_of
 from headrace_server.rpc.health import Health
 from headrace_server.rpc.interceptor import Context, Methods, Requests
-from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from headrace_server.rpc.open_inference import grpc_predict_v2_pb2_grpc as pb_grpc
+from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb, grpc_predict_v2_pb2_grpc as pb_grpc
 from headrace_server.rpc.ports import EnginePort, RegistryPort
 from headrace_server.rpc.services.procession import Procession
 from headrace_server.rpc.status import Statuses

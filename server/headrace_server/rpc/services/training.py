@@ -6,8 +6,7 @@ from typing import Literal
 
 from google.protobuf.duration_pb2 import Duration
 
-from headrace.training.v1 import training_service_pb2 as pb
-from headrace.training.v1 import training_service_pb2_grpc as pb_grpc
+from headrace.training.v1 import training_service_pb2 as pb, training_service_pb2_grpc as pb_grpc
 from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.names import JobName
 from headrace_server.pages import PageRequest

@@ -12,8 +12,7 @@ from headrace_server.rpc.interceptor import Context, Requests
 from headrace_server.rpc.ports import WorkersPort
 from headrace_server.rpc.wire.worker import command_to_proto, hello_from_proto, report_from_proto
 from headrace_server.training.session import WorkerHello, WorkerReport, WorkerSession
-from headrace_server.worker.v1 import worker_service_pb2 as pb
-from headrace_server.worker.v1 import worker_service_pb2_grpc as pb_grpc
+from headrace_server.worker.v1 import worker_service_pb2 as pb, worker_service_pb2_grpc as pb_grpc
 
 MOST_WAITING = 512
 """Reports that are read ahead of the database; then the agent is waited for no longer, but made to wait."""

@@ -12,8 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from headrace.training.v1 import training_event_pb2 as pb
-from headrace.training.v1 import training_job_pb2 as job_pb
+from headrace.training.v1 import training_event_pb2 as pb, training_job_pb2 as job_pb
 from headrace_server.errors import Invalid, Violation
 from headrace_server.trainers.reports import EvaluationCompleted, PhaseChanged, StepCompleted, WarningRaised
 from headrace_server.training.events import (

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from headrace.models.v1 import model_service_pb2
-from headrace.models.v1 import serving_options_pb2 as pb
+from headrace.models.v1 import model_service_pb2, serving_options_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.models.serving import MOST_LANES, ResponseCaching, ServingOptions

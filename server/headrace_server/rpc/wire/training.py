@@ -11,9 +11,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
 
-from headrace.training.v1 import training_job_pb2 as job_pb
-from headrace.training.v1 import training_service_pb2 as pb
-from headrace.training.v1 import training_spec_pb2 as spec_pb
+from headrace.training.v1 import training_job_pb2 as job_pb, training_service_pb2 as pb, training_spec_pb2 as spec_pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.precision import Precision

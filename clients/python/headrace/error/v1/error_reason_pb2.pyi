@@ -213,6 +213,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "STORE_LOST", "domain": "headrace.dev", "metadata": { "error": "StoreLost" } }
     """
+    ERROR_REASON_STORE_AWAY: _ErrorReason.ValueType  # 36
+    """UNAVAILABLE.  The store of data sets, checkpoints and programs is not where it was, as when a disk has gone;
+    google.rpc.RetryInfo says when to try again.  What is loaded goes on answering.
+
+        { "reason": "STORE_AWAY", "domain": "headrace.dev", "metadata": {} }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every error of this API carries a google.rpc.ErrorInfo whose domain is "headrace.dev" and whose reason is the name
@@ -411,5 +417,11 @@ ERROR_REASON_STORE_LOST: ErrorReason.ValueType  # 35
 Checkpoints from before stay.
 
     { "reason": "STORE_LOST", "domain": "headrace.dev", "metadata": { "error": "StoreLost" } }
+"""
+ERROR_REASON_STORE_AWAY: ErrorReason.ValueType  # 36
+"""UNAVAILABLE.  The store of data sets, checkpoints and programs is not where it was, as when a disk has gone;
+google.rpc.RetryInfo says when to try again.  What is loaded goes on answering.
+
+    { "reason": "STORE_AWAY", "domain": "headrace.dev", "metadata": {} }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
