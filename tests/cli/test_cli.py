@@ -129,7 +129,7 @@ async def test_a_self_check_of_a_new_folder_finds_all_well_and_makes_nothing(tmp
     assert code == 0, out
     assert set(findings) == {
         "native module", "door", "onnxruntime", "torch", "grpc", "tls", "data folder", "database", "port",
-        "metrics port",
+        "metrics port", "connections", "sinks",
     }  # fmt: skip
     assert "CPU" in findings["onnxruntime"]["detail"]
     assert not (tmp_path / "new").exists()

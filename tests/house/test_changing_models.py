@@ -138,8 +138,6 @@ class Callers:
         ways = (self._predict, self._infer, self._stream)
         names = self._change.names.all()
         for turn in itertools.count(offset):
-            if self.is_over:
-                return
             name = names[turn % len(names)]
             first = self._change.num_settled - 1
             try:
@@ -152,6 +150,8 @@ class Callers:
             assert version in meant, (name, version, meant)
             assert factor == version  # each version multiplies by its number
             self.num_answers += version is not None
+            if self.is_over:  # asked once at the least
+                return
 
     async def _predict(self, name: str) -> tuple[float, int]:
         return read(await self._inference.Predict(predict_request(name), timeout=30))
