@@ -152,6 +152,8 @@ class JobDesk:
                 for event in self.events[name.job][after_sequence:]:
                     after_sequence = event.sequence
                     yield event
+                if after_sequence < len(self.events[name.job]):
+                    continue  # it has happened while the last was being taken
                 if self.jobs[name.job].state.is_terminal:
                     return
                 if self._is_draining:
@@ -169,6 +171,8 @@ class JobDesk:
             for entry in self.lines[name.job][after_sequence:]:
                 after_sequence = entry.sequence
                 yield entry
+            if after_sequence < len(self.lines[name.job]):
+                continue
             if self.jobs[name.job].state.is_terminal:
                 return
             if not await self._rings(bell):
