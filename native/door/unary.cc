@@ -129,6 +129,11 @@ grpc::ServerUnaryReactor* answer(plane::Plane& plane, Onward& onward, Admission&
                                  grpc::CallbackServerContext& caller, const grpc::ByteBuffer& request,
                                  grpc::ByteBuffer& response) {
   if (const auto refusal = admission.enter(caller)) return new Refusal(*refusal);
+  // Who leaves before his message has come is told to us as one who has sent none; nothing may be passed on then.
+  if (!request.Valid()) {
+    admission.leave();
+    return new Refusal(grpc::Status(grpc::StatusCode::CANCELLED, "the caller left before the request had come"));
+  }
   if (admission.is_too_large(request)) {
     admission.leave();
     return new Refusal(refuse(caller, admission.too_large()));

@@ -7,7 +7,9 @@ without a word the others cannot go on, and wait for it without end: the world i
 
 import asyncio
 import contextlib
+import errno
 import os
+import random
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ NICENESS = 10
 """Of a training that gives way: it gets about a tenth of a processor that others want too."""
 EXIT_SECONDS = 20.0
 """How long a trainer may take to exit after its last report."""
+_PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +179,18 @@ def _lower_priority(pid: int) -> None:
 
 
 def _free_port() -> int:
-    """A port that nobody listens on now.  Should somebody take it meanwhile, the ranks fail and are started again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody has, and that the kernel gives to no outgoing connection until the ranks have taken it.
+
+    Raises OSError when there is none.
+    """
+    try:
+        first_of_the_kernel = int(_PORTS_OF_CONNECTIONS.read_text().split()[0])
+    except FileNotFoundError:  # not Linux
+        first_of_the_kernel = 32768
+    ports = list(range(max(10_000, first_of_the_kernel // 2), first_of_the_kernel))
+    random.shuffle(ports)
+    for port in ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(errno.EADDRINUSE, "no port is free where ranks may meet")
