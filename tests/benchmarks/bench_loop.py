@@ -46,11 +46,11 @@ from headrace_server.trainers.pipe import ReportPipe
 from headrace_server.trainers.recipe import AdamW, CheckpointPolicy, ConstantSchedule, Evaluation, Recipe, Steps
 from headrace_server.trainers.reports import CheckpointWritten, TrainerReport
 from headrace_server.trainers.task import Task
-from tests.benchmarks.serving.environments import Environment
 from tests.benchmarks.training.clock import Clock
 from tests.benchmarks.training.recipe import SHAPES, Shape
 from tests.benchmarks.training.served import Served, served
 from tests.benchmarks.training.task import ShapeTask
+from tests.doubles.environment import Environment
 
 FOLDER = Path(__file__).parent / "training"
 REFERENCE = "bare, torch.optim.AdamW(fused=True)"

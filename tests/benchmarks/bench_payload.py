@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from tests.benchmarks.serving import arguments, headrace, limits, tables
-from tests.benchmarks.serving.environments import BUILD
+from tests.benchmarks.serving.places import BUILD
 from tests.benchmarks.serving.rounds import compare
 from tests.benchmarks.serving.workloads import Workload
 from tests.doubles import onnx_models

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import headrace
 from tests.benchmarks.serving import tables
-from tests.benchmarks.serving.environments import BUILD
 from tests.benchmarks.serving.headrace import is_close
+from tests.benchmarks.serving.places import BUILD
 from tests.benchmarks.serving.quiet import Others
 from tests.benchmarks.serving.workloads import NAMES, Workload, with_rows, workload
 from tests.doubles.server_process import ServerProcess

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,3 +156,27 @@ with headrace.BlockingClient({server.target!r}) as client:
     process.send_signal(signal.SIGINT)
     assert await line() == interrupted
     assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_an_interrupt_that_comes_before_anybody_waits_ends_a_loop(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.training.has_ended = False
+    submit = asyncio.run_coroutine_threadsafe
+
+    def submit_and_be_interrupted(*arguments: Any) -> None:
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", submit)
+        submit(*arguments)
+        raise KeyboardInterrupt
+
+    def story() -> str:
+        with BlockingClient(server.target) as client:
+            run = client.training_run("j1")
+            events = run.follow(after=len(history()) - 1)
+            next(events)
+            monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", submit_and_be_interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(events)
+            return client.training_run("j1").name
+
+    assert await asyncio.wait_for(asyncio.to_thread(story), 30) == "trainingJobs/j1"

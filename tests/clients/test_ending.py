@@ -1,10 +1,12 @@
 import asyncio
+from collections.abc import Callable
+from typing import Any, cast
 
 import grpc
 import pytest
 from grpc.aio import Metadata
 
-from headrace.ending import Wish
+from headrace.ending import Ending, Wish
 from headrace.retry import Retry
 from headrace.wire import Wire
 from tests.doubles.given_clock import GivenClock
@@ -53,3 +55,38 @@ async def test_a_cancellation_from_before_is_not_one_of_this_call() -> None:
     Wish().check()
 
     task.uncancel()
+
+
+class EndedCall:
+    """A call that has ended, whose last status is the server's."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        callback(self)
+
+    async def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.OK
+
+    async def details(self) -> str:
+        return ""
+
+    async def initial_metadata(self) -> Metadata:
+        return Metadata()
+
+    async def trailing_metadata(self) -> Metadata:
+        return Metadata(("x-request-id", "r1"))
+
+
+@pytest.mark.parametrize(
+    ("code", "details"), [(grpc.StatusCode.INTERNAL, "Internal error from Core"), (grpc.StatusCode.OK, "")]
+)
+async def test_a_call_that_ends_well_before_everything_is_sent_can_be_made_again(
+    code: grpc.StatusCode, details: str
+) -> None:
+    ending = Ending(cast("grpc.aio.Call", EndedCall()))
+    raised = grpc.aio.AioRpcError(code, Metadata(), Metadata(("x-request-id", "r1")), details)
+
+    error = await ending.true_error(raised)
+
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "before everything was sent" in (error.details() or "")
+    assert error.trailing_metadata()["x-request-id"] == "r1"

@@ -6,7 +6,8 @@ from hypothesis import given, strategies as st
 
 from headrace import Client, QueueFull, Retry, TabularTrainer, Unavailable
 from headrace.channel import channel_options, service_config
-from headrace.errors import Evidence, HeadraceError
+from headrace.errors import HeadraceError
+from headrace.evidence import Evidence
 from tests.doubles.given_clock import GivenClock
 from tests.doubles.refusal import Refusal
 from tests.doubles.scripted_server import ScriptedServer

@@ -4,12 +4,8 @@ It lives in an environment of its own, made once: MLflow and this house want dif
 """
 
 import asyncio
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,28 +14,11 @@ from typing import Any
 import httpx
 import psutil
 
-PACKAGES = ("mlflow==3.17.2",)
+from headrace_server.worker.ports import free_port
+from tests.doubles.environment import Environment
+
+PACKAGES = Environment("mlflow", ("mlflow==3.17.2",))
 SECONDS_TO_START = 90
-
-
-def make_environment(folder: Path) -> Path:
-    """A Python that has MLflow, in `folder`; returns its program.  Takes a minute the first time."""
-    python, mark = folder / "bin" / "python", folder / "installed.json"
-    if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != [*PACKAGES]:
-        uv = Path(sys.executable).with_name("uv")
-        environment = {**os.environ}
-        if "PIP_FIND_LINKS" in environment:  # as in the Makefile
-            environment.setdefault("UV_FIND_LINKS", environment["PIP_FIND_LINKS"])
-        for command in (
-            ("venv", "--quiet", "--clear", "--python", sys.executable, str(folder)),
-            ("pip", "install", "--quiet", "--python", str(python), *PACKAGES),
-        ):
-            done = subprocess.run(
-                [uv, *command], env=environment, capture_output=True, text=True, timeout=400, check=False
-            )
-            assert done.returncode == 0, f"uv {command[0]}: {done.stderr}"
-        mark.write_text(json.dumps(PACKAGES), encoding="utf-8")
-    return python
 
 
 class MlflowServer:
@@ -50,9 +29,7 @@ class MlflowServer:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._process: asyncio.subprocess.Process | None = None
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            self.port: int = taken.getsockname()[1]
+        self.port = free_port()
 
     @property
     def url(self) -> str:

@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,15 @@ import pytest
 from onnx import TensorProto
 
 from tests.doubles import onnx_models
+from tests.doubles.environment import Environment
 from tests.doubles.server_process import running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-PACKAGES = ("tritonclient[grpc]==2.73.0", "grpcio==1.85.1", "protobuf==6.33.6", "numpy==2.4.6", "ml-dtypes==0.5.4")
+PACKAGES = Environment(
+    "tritonclient",
+    ("tritonclient[grpc]==2.73.0", "grpcio==1.85.1", "protobuf==6.33.6", "numpy==2.4.6", "ml-dtypes==0.5.4"),
+)
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "open-inference.md"
 SCRIPT = Path(__file__).with_name("triton_client.py")
 ROWS = np.array([[1, 2], [3, 4.5]], np.float32)
@@ -42,26 +43,9 @@ TYPES = {
 
 
 @pytest.fixture(scope="session")
-def triton_python(pytestconfig: pytest.Config) -> Path:
-    """A Python that has the client and nothing of Headrace; made once, and kept among pytest's own leftovers."""
-    assert pytestconfig.cache is not None
-    folder = pytestconfig.cache.mkdir("tritonclient")
-    python, mark = folder / "bin" / "python", folder / "installed.json"
-    if not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != [*PACKAGES]:
-        uv = Path(sys.executable).with_name("uv")
-        environment = {**os.environ}
-        if "PIP_FIND_LINKS" in environment:  # as in the Makefile
-            environment.setdefault("UV_FIND_LINKS", environment["PIP_FIND_LINKS"])
-        for command in (
-            ("venv", "--quiet", "--clear", "--python", sys.executable, str(folder)),
-            ("pip", "install", "--quiet", "--python", str(python), *PACKAGES),
-        ):
-            done = subprocess.run(
-                [uv, *command], env=environment, capture_output=True, text=True, timeout=200, check=False
-            )
-            assert done.returncode == 0, f"uv {command[0]}: {done.stderr}"
-        mark.write_text(json.dumps(PACKAGES), encoding="utf-8")
-    return python
+def triton_python() -> Path:
+    """A Python that has the client and nothing of Headrace."""
+    return PACKAGES.python()
 
 
 @pytest.fixture(scope="module")

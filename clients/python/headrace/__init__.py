@@ -40,8 +40,9 @@ if TYPE_CHECKING:
         StorageFull as StorageFull, StoreAway as StoreAway, TimedOut as TimedOut, TooLarge as TooLarge,
         TooManyCalls as TooManyCalls, TrainingCancelled as TrainingCancelled,
         TrainingEnded as TrainingEnded, TrainingFailed as TrainingFailed, Unavailable as Unavailable,
-        Unsupported as Unsupported, Violation as Violation, WrongState as WrongState,
+        Unsupported as Unsupported, WrongState as WrongState,
     )
+    from headrace.evidence import Violation as Violation
     from headrace.events import Event as Event
     from headrace.health_calls import Health as Health
     from headrace.models.v1.ensemble_pb2 import Ensemble as Ensemble
@@ -88,8 +89,9 @@ _HOMES = {
         "NoCheckpointYet", "NoPermit",
         "NotFound", "OutOfRange", "Overloaded", "QueueFull", "RequestIdReused", "ServerDraining", "ServerFault",
         "StorageFull", "StoreAway", "TimedOut", "TooLarge", "TooManyCalls", "TrainingCancelled",
-        "TrainingEnded", "TrainingFailed", "Unavailable", "Unsupported", "Violation", "WrongState",
+        "TrainingEnded", "TrainingFailed", "Unavailable", "Unsupported", "WrongState",
     ),
+    "headrace.evidence": ("Violation",),
     "headrace.events": ("Event",),
     "headrace.health_calls": ("Health",),
     "headrace.models.v1.ensemble_pb2": ("Ensemble",),

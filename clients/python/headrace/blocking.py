@@ -62,8 +62,11 @@ class _LoopThread:
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """Yield what `items` yields; closes it when the reader stops."""
         lock = asyncio.Lock()  # an interrupted step must be over before the generator can be closed
+        stepping: asyncio.Task[Any] | None = None
 
         async def step() -> tuple[T] | None:
+            nonlocal stepping
+            stepping = asyncio.current_task()
             async with lock:
                 try:
                     return (await anext(items),)
@@ -71,6 +74,8 @@ class _LoopThread:
                     return None
 
         async def close() -> None:
+            if stepping is not None and not stepping.cancelling():  # an interrupt came when nobody waited for it yet
+                stepping.cancel()
             async with lock:
                 await items.aclose()
 

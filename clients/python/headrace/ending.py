@@ -2,7 +2,7 @@
 
 A call to which we were still writing when the server ended it: the write that fails gives the call a status of its own,
 INTERNAL, before or after the server's arrives, and the last one wins.  So each is noted when it is set; the server's is
-the one that no failed write made.
+the one that no failed write made.  The server's may even be OK, when it ended the call before everything was sent.
 
 A call that ends in the moment in which its caller is cancelled: the error is told and the cancellation is not.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 _WRITE_FAILED = "Internal error from Core"
+_ENDED_EARLY = "the server ended the call before everything was sent"
 _TRIES = 100
 _PERIOD_SECONDS = 0.01
 
@@ -29,7 +30,18 @@ class Ending:
         call.add_done_callback(self._note)
 
     async def true_error(self, raised: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-        """The server's own status where `raised` is that of a failed write; waits a second for it at most."""
+        """The server's own status where `raised` is that of a failed write; waits a second for it at most.
+
+        UNAVAILABLE when that is OK: nothing went wrong there, but not everything was heard.
+        """
+        error = await self._servers_own(raised)
+        if error.code() is not grpc.StatusCode.OK:
+            return error
+        return grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, error.initial_metadata(), error.trailing_metadata(), _ENDED_EARLY
+        )
+
+    async def _servers_own(self, raised: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         if raised.details() != _WRITE_FAILED:
             return raised
         for _ in range(_TRIES):

@@ -28,36 +28,13 @@ A reason that this release does not know becomes the type of its code, so that n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import ClassVar
 
 import grpc
 
+from headrace.evidence import Evidence, Violation
 from headrace.training.v1.training_job_pb2 import TrainingJob
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One thing that is wrong with one field of a request."""
-
-    field: str
-    """The path of the field, as in the contract: `spec.tabular.target`."""
-    description: str
-    """What is wrong and what would be right."""
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.description}" if self.field else self.description
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What came with an error besides its message."""
-
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    violations: tuple[Violation, ...] = ()
-    retry_after: timedelta | None = None
-    request_id: str = ""
 
 
 class HeadraceError(Exception):

@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 from numpy.typing import ArrayLike
 
-from headrace.errors import Evidence, InvalidTensor, Violation
+from headrace.errors import InvalidTensor
+from headrace.evidence import Evidence, Violation
 from headrace.inference.v1.inference_service_pb2 import (
     GetModelStatusRequest,
     GetModelStatusResponse,

@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias
 from google.protobuf.field_mask_pb2 import FieldMask
 from numpy.typing import ArrayLike
 
-from headrace.errors import DigestMismatch, Evidence, ServerFault
+from headrace.errors import DigestMismatch, ServerFault
+from headrace.evidence import Evidence
 from headrace.models.v1.ensemble_pb2 import Ensemble
 from headrace.models.v1.model_pb2 import Artifact, Model, ModelVersion
 from headrace.models.v1.model_service_pb2 import (

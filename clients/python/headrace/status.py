@@ -6,7 +6,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
-from headrace.errors import CATEGORIES, Denied, Evidence, HeadraceError, ServerFault, Violation
+from headrace.errors import CATEGORIES, Denied, HeadraceError, ServerFault
+from headrace.evidence import Evidence, Violation
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headrace.errors import Evidence, InvalidTensor, ServerFault, Violation
+from headrace.errors import InvalidTensor, ServerFault
+from headrace.evidence import Evidence, Violation
 from headrace.type.v1.tensor_pb2 import DataType, StringValues, Tensor, TensorSpec
 
 Array: TypeAlias = NDArray[Any]

@@ -7,10 +7,7 @@ without a word the others cannot go on, and wait for it without end: the world i
 
 import asyncio
 import contextlib
-import errno
 import os
-import random
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +18,7 @@ from headrace_server.launchers.processes import name_of_signal
 from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.reports import ProfileCommand, StopCommand
 from headrace_server.worker.output import Output
+from headrace_server.worker.ports import free_port
 from headrace_server.worker.process_tree import ProcessTree
 from headrace_server.worker.trainer_process import TRAINER_COMMAND, TrainerProcess, WaitingTrainer
 
@@ -28,7 +26,6 @@ NICENESS = 10
 """Of a training that gives way: it gets about a tenth of a processor that others want too."""
 EXIT_SECONDS = 20.0
 """How long a trainer may take to exit after its last report."""
-_PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class World:
         """Start every rank; `on_end` is called at the end of each.  Raises OSError; what was started is in `tree`."""
         formation = start.formation
         first_rank = formation.node * start.num_ranks
-        address = formation.rendezvous or f"127.0.0.1:{_free_port()}"
+        address = formation.rendezvous or f"127.0.0.1:{free_port()}"
         ranks: list[TrainerProcess] = []
         try:
             for local in range(start.num_ranks):
@@ -176,21 +173,3 @@ def _lower_priority(pid: int) -> None:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)
-
-
-def _free_port() -> int:
-    """A port that nobody has, and that the kernel gives to no outgoing connection until the ranks have taken it.
-
-    Raises OSError when there is none.
-    """
-    try:
-        first_of_the_kernel = int(_PORTS_OF_CONNECTIONS.read_text().split()[0])
-    except FileNotFoundError:  # not Linux
-        first_of_the_kernel = 32768
-    ports = list(range(max(10_000, first_of_the_kernel // 2), first_of_the_kernel))
-    random.shuffle(ports)
-    for port in ports:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError(errno.EADDRINUSE, "no port is free where ranks may meet")

@@ -13,7 +13,7 @@ import numpy as np
 
 from headrace import BlockingClient
 from headrace.models.v1.plan_pb2 import Plan
-from tests.benchmarks.serving.environments import BUILD
+from tests.benchmarks.serving.places import BUILD
 from tests.benchmarks.serving.plan_table import summary
 from tests.benchmarks.serving.servers import DidNotAnswer, Endpoint, Side, open_inference_endpoint, process
 from tests.benchmarks.serving.workloads import Workload, with_rows

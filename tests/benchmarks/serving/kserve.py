@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.benchmarks.serving.environments import Environment
-from tests.benchmarks.serving.servers import Endpoint, Side, free_port, open_inference_endpoint, process
+from tests.benchmarks.serving.servers import Endpoint, Side, open_inference_endpoint, own_port, process
 from tests.benchmarks.serving.workloads import Workload
+from tests.doubles.environment import Environment
 
 ENVIRONMENT = Environment("kserve", ("kserve==0.21.0", "onnxruntime==1.31.1"))
 _NUM_THREADS = {"mlp": 0, "minilm": 2, "cnn": 2}
@@ -16,7 +16,7 @@ _NUM_THREADS = {"mlp": 0, "minilm": 2, "cnn": 2}
 @contextmanager
 def serve(workload: Workload, folder: Path) -> Iterator[Endpoint]:
     """One process, as KServe starts it."""
-    http, port = free_port(), free_port()
+    http, port = own_port(), own_port()
     program = Path(__file__).parent / "programs" / "kserve_server.py"
     arguments = (workload.name, workload.onnx, workload.output, _NUM_THREADS[workload.name])
     options = (f"--http_port={http}", f"--grpc_port={port}", "--enable_latency_logging=false")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.benchmarks.serving.environments import Environment
-from tests.benchmarks.serving.servers import Endpoint, Side, free_port, open_inference_endpoint, process
+from tests.benchmarks.serving.servers import Endpoint, Side, open_inference_endpoint, own_port, process
 from tests.benchmarks.serving.workloads import Workload
+from tests.doubles.environment import Environment
 
 ENVIRONMENT = Environment("mlserver", ("mlserver==1.7.1", "onnxruntime==1.31.1"))
 _NUM_THREADS = {"mlp": 0, "minilm": 2, "cnn": 2}
@@ -18,7 +18,7 @@ _NUM_THREADS = {"mlp": 0, "minilm": 2, "cnn": 2}
 @contextmanager
 def serve(workload: Workload, folder: Path) -> Iterator[Endpoint]:
     """`mlserver start`."""
-    http, port, metrics = (free_port() for _ in range(3))
+    http, port, metrics = (own_port() for _ in range(3))
     settings = {
         "host": "127.0.0.1",
         "http_port": http,

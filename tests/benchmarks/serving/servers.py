@@ -1,9 +1,7 @@
 """A server under measurement: a process of its own, started, waited for, checked, measured, and ended by its id."""
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ import grpc
 import numpy as np
 import psutil
 
+from headrace_server.worker.ports import free_port
 from tests.benchmarks.serving.workloads import Workload, files_of, open_inference, read_open_inference
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -82,28 +81,14 @@ class Side:
     """Installs what it needs."""
 
 
-_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _given: set[int] = set()
 
 
-def free_port() -> int:
-    """A port that nobody has, and that nobody gets until a server has taken it.
-
-    Not one of those that the kernel gives to outgoing connections: a server takes its ports seconds after they were
-    chosen, and by then a connection may have any of them.  None is given twice.
-    """
-    first_of_the_kernel = int(_PORTS.read_text().split()[0])
-    ports = [port for port in range(max(10_000, first_of_the_kernel // 2), first_of_the_kernel) if port not in _given]
-    random.shuffle(ports)
-    for port in ports:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-        _given.add(port)
-        return port
-    raise DidNotAnswer("no port is free")
+def own_port() -> int:
+    """A port that nobody has, and that nobody gets until a server has taken it.  None is given twice."""
+    port = free_port(without=_given)
+    _given.add(port)
+    return port
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.serving.environments import BUILD, REPOSITORY
+from tests.benchmarks.serving.places import BUILD, REPOSITORY
 
 SOURCES = REPOSITORY / "tests" / "benchmarks" / "load"
 

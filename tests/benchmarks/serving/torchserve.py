@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.serving.environments import Environment
-from tests.benchmarks.serving.servers import Endpoint, Side, free_port, process
+from tests.benchmarks.serving.servers import Endpoint, Side, own_port, process
 from tests.benchmarks.serving.workloads import Arrays, Workload, files_of
+from tests.doubles.environment import Environment
 
 ENVIRONMENT = Environment("torchserve", ("torchserve==0.12.0", "torch==2.13.0", "pyyaml>=6", "onnxruntime==1.31.1"))
 PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
@@ -46,7 +46,7 @@ def serve(workload: Workload, folder: Path) -> Iterator[Endpoint]:
     python = ENVIRONMENT.python()
     num_workers, most_rows = _WORKERS_AND_ROWS[workload.name]
     _put_model(workload, folder / "store")
-    ports = [free_port() for _ in range(5)]
+    ports = [own_port() for _ in range(5)]
     served = {
         "defaultVersion": True,
         "marName": workload.name,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.benchmarks.serving.environments import Environment
-from tests.benchmarks.serving.servers import Endpoint, Side, free_port, open_inference_endpoint, process
+from tests.benchmarks.serving.servers import Endpoint, Side, open_inference_endpoint, own_port, process
 from tests.benchmarks.serving.workloads import Workload
+from tests.doubles.environment import Environment
 
 ENVIRONMENT = Environment("triton", ("nvidia-pytriton==0.7.0", "onnxruntime==1.31.1"))
 _TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
@@ -46,7 +46,7 @@ def serve(workload: Workload, folder: Path, num_instances: int) -> Iterator[Endp
     (model / "config.pbtxt").write_text(_configuration(workload, num_instances))
     (model / "1" / "model.onnx").symlink_to(workload.onnx)
     shutil.copy(Path(__file__).parent / "programs" / "triton_model.py", model / "1" / "model.py")
-    port = free_port()
+    port = own_port()
     command: tuple[object, ...] = (
         carried / "bin" / "tritonserver",
         f"--model-repository={folder / 'models'}",

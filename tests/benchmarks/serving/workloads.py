@@ -20,8 +20,9 @@ import onnxruntime
 
 from headrace_server.models.calibration import CALIBRATION_FILE, CalibrationRows, write_rows
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from tests.benchmarks.serving.environments import BUILD, REPOSITORY, Environment
+from tests.benchmarks.serving.places import BUILD, REPOSITORY
 from tests.doubles import onnx_models
+from tests.doubles.environment import Environment
 
 NAMES = ("mlp", "minilm", "cnn")
 MODELS = BUILD / "models"

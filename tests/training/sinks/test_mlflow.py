@@ -17,7 +17,7 @@ from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.sinks.mlflow import MLFLOW, MlflowOptions, MlflowSink
 from headrace_server.training.sinks.sink import Batch, Figures, Note, Run, SinkRefused, SinkUnavailable, StateNote
 from headrace_server.training.states import JobState
-from tests.doubles.mlflow_server import MlflowServer, make_environment, mlflow_running
+from tests.doubles.mlflow_server import PACKAGES, MlflowServer, mlflow_running
 from tests.doubles.scripted_workers import ScriptedWorker
 from tests.doubles.training_house import IMPATIENT, training_house
 
@@ -29,10 +29,9 @@ NUM_STEPS = 200
 
 
 @pytest.fixture(scope="session")
-def mlflow_python(pytestconfig: pytest.Config) -> Path:
-    """A Python that has MLflow and nothing of Headrace; made once, and kept among pytest's own leftovers."""
-    assert pytestconfig.cache is not None
-    return make_environment(pytestconfig.cache.mkdir("mlflow"))
+def mlflow_python() -> Path:
+    """A Python that has MLflow and nothing of Headrace."""
+    return PACKAGES.python()
 
 
 def following(server: MlflowServer, **changes: Any) -> TrainingSettings:
