@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::size_t kFieldOverhead = 32;  // RFC 9113, section 6.5.2
 
-std::size_t size_of_metadata(const grpc::CallbackServerContext& caller) {
+std::size_t size_of_metadata(const Caller& caller) {
   std::size_t size = 0;
   for (const auto& [key, value] : caller.client_metadata()) size += key.length() + value.length() + kFieldOverhead;
   return size;
@@ -19,12 +19,12 @@ std::size_t size_of_metadata(const grpc::CallbackServerContext& caller) {
 
 }  // namespace
 
-grpc::Status refuse(grpc::CallbackServerContext& caller, const plane::Status& status) {
+grpc::Status refuse(Caller& caller, const plane::Status& status) {
   caller.AddTrailingMetadata(kRequestId, plane::request_id_of(value_of(caller, kRequestId)));
   return status_of(status);
 }
 
-std::optional<grpc::Status> Admission::enter(grpc::CallbackServerContext& caller) {
+std::optional<grpc::Status> Admission::enter(Caller& caller) {
   if (size_of_metadata(caller) > static_cast<std::size_t>(options_.max_metadata_bytes)) {
     return refuse(caller, options_.too_much_metadata);
   }

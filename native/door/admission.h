@@ -1,7 +1,6 @@
 // Who is let in: so many calls at a time, each with so much to say of itself, and messages of such a size.
 #pragma once
 
-#include <grpcpp/server_context.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/status.h>
 
@@ -10,6 +9,7 @@
 #include <optional>
 
 #include "door/options.h"
+#include "door/served.h"
 
 namespace headrace::door {
 
@@ -18,7 +18,7 @@ namespace headrace::door {
 inline constexpr int kMaxParsedMetadataBytes = 256 << 10;
 
 // The status of a call that is refused here, and the id that its caller may look for.
-grpc::Status refuse(grpc::CallbackServerContext& caller, const plane::Status& status);
+grpc::Status refuse(Caller& caller, const plane::Status& status);
 
 class Admission {
  public:
@@ -26,7 +26,7 @@ class Admission {
   explicit Admission(const Options& options) : options_(options) {}
 
   // Why a call is not let in; nothing when it is, and then it must `leave`.
-  std::optional<grpc::Status> enter(grpc::CallbackServerContext& caller);
+  std::optional<grpc::Status> enter(Caller& caller);
   void leave() { count_.fetch_sub(1, std::memory_order_relaxed); }
   std::int64_t count() const { return count_.load(std::memory_order_relaxed); }
 

@@ -2,69 +2,41 @@
 
 #include <grpc/grpc.h>
 #include <grpcpp/generic/async_generic_service.h>
-#include <grpcpp/impl/rpc_service_method.h>
-#include <grpcpp/impl/service_type.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
-#include <grpcpp/support/server_callback.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <chrono>
-#include <mutex>
 #include <string>
+#include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "door/credentials.h"
 #include "door/onward.h"
 #include "door/passage.h"
+#include "door/queue.h"
 #include "door/stream.h"
 #include "door/unary.h"
 
 namespace headrace::door {
 namespace {
 
-using grpc::ByteBuffer;
-
 bool is_stream(plane::Method method) {
   return method == plane::Method::kPredictStream || method == plane::Method::kModelStreamInfer;
 }
 
-// The methods that the plane answers, as gRPC has its generated services; messages stay bytes.
-class DataPlane final : public grpc::Service {
- public:
-  DataPlane(plane::Plane& plane, Onward& onward, Admission& admission) {
-    for (std::size_t index = 0; index < plane::kMethodNames.size(); ++index) {
-      const auto method = static_cast<plane::Method>(index);
-      paths_[index] = "/" + std::string(plane::kMethodNames[index]);
-      const auto shape =
-          is_stream(method) ? grpc::internal::RpcMethod::BIDI_STREAMING : grpc::internal::RpcMethod::NORMAL_RPC;
-      AddMethod(new grpc::internal::RpcServiceMethod(paths_[index].c_str(), shape, nullptr));
-      MarkMethodRawCallback(static_cast<int>(index), handler(plane, onward, admission, method));
-    }
-  }
+// So many calls may come at once before one of them has been seen to.
+constexpr int kNumAwaited = 64;
 
- private:
-  static grpc::internal::MethodHandler* handler(plane::Plane& plane, Onward& onward, Admission& admission,
-                                                plane::Method method) {
-    if (is_stream(method)) {
-      return new grpc::internal::CallbackBidiHandler<ByteBuffer, ByteBuffer>(
-          [&plane, &onward, &admission, method](grpc::CallbackServerContext* caller) {
-            return converse(plane, onward, admission, method, *caller);
-          });
-    }
-    return new grpc::internal::CallbackUnaryHandler<ByteBuffer, ByteBuffer>(
-        [&plane, &onward, &admission, method](grpc::CallbackServerContext* caller, const ByteBuffer* request,
-                                              ByteBuffer* response) {
-          return answer(plane, onward, admission, method, *caller, *request, *response);
-        });
-  }
-
-  std::array<std::string, plane::kMethodNames.size()> paths_;
-};
+// One thread reads and answers what the models of four processors are asked: a call takes it some twenty microseconds.
+// More only get in each other's way (queue.h).
+int num_queues(int wanted) {
+  return wanted > 0 ? wanted : std::max(1, static_cast<int>(std::thread::hardware_concurrency() / 4));
+}
 
 int as_int(std::int64_t value) { return static_cast<int>(std::min<std::int64_t>(value, INT32_MAX)); }
 
@@ -76,9 +48,10 @@ class Door::Parts {
       : options(std::move(chosen)),
         plane(std::move(answering)),
         onward(options),
-        admission(options),
-        passage(onward, admission) {
-    if (plane != nullptr) data_plane = std::make_unique<DataPlane>(*plane, onward, admission);
+        admission(options) {
+    for (std::size_t index = 0; plane != nullptr && index < plane::kMethodNames.size(); ++index) {
+      methods.emplace("/" + std::string(plane::kMethodNames[index]), static_cast<plane::Method>(index));
+    }
   }
 
   void configure(grpc::ServerBuilder& builder) {
@@ -99,17 +72,33 @@ class Door::Parts {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 1 << 20);
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxParsedMetadataBytes);
     builder.SetResourceQuota(grpc::ResourceQuota("headrace").Resize(static_cast<std::size_t>(options.max_buffered_bytes)));
-    if (data_plane != nullptr) builder.RegisterService(data_plane.get());
-    builder.RegisterCallbackGenericService(&passage);
+    builder.RegisterAsyncGenericService(&service);
+    for (int i = 0; i < num_queues(options.num_threads); ++i) {
+      queues.push_back(std::make_unique<Queue>(builder.AddCompletionQueue()));
+    }
+  }
+
+  // A call has come.
+  void receive(Served& call) {
+    const auto found = methods.find(call.caller().method());
+    if (found == methods.end()) {
+      pass(onward, admission, call);
+    } else if (is_stream(found->second)) {
+      converse(*plane, onward, admission, found->second, call);
+    } else {
+      answer(*plane, onward, admission, found->second, call);
+    }
   }
 
   const Options options;
   const std::shared_ptr<plane::Plane> plane;
   Onward onward;
   Admission admission;
-  Passage passage;
-  std::unique_ptr<DataPlane> data_plane;
+  const Served::Receive received = [this](Served& call) { receive(call); };
+  std::unordered_map<std::string, plane::Method> methods;  // what the plane answers, by path
   int port = 0;
+  grpc::AsyncGenericService service;
+  std::vector<std::unique_ptr<Queue>> queues;
   std::unique_ptr<grpc::Server> server;
   std::atomic<bool> is_closing{false};
 };
@@ -123,7 +112,12 @@ bool Door::bind() {
   grpc::ServerBuilder builder;
   parts_->configure(builder);
   parts_->server = builder.BuildAndStart();
-  return parts_->server != nullptr && parts_->port != 0;
+  if (parts_->server == nullptr) return false;
+  for (const auto& queue : parts_->queues) {
+    for (int i = 0; i < kNumAwaited; ++i) Served::await(parts_->service, *queue, parts_->received);
+    queue->start();
+  }
+  return parts_->port != 0;
 }
 
 int Door::port() const { return parts_->port; }
@@ -137,6 +131,7 @@ void Door::close(double grace_seconds) {
       std::chrono::duration<double>(std::max(grace_seconds, 0.0)));
   parts_->server->Shutdown(std::chrono::system_clock::now() + grace);
   parts_->server->Wait();
+  for (const auto& queue : parts_->queues) queue->close();
 }
 
 void Door::hurry() {

@@ -28,14 +28,14 @@ bool is_of_one_hop(std::string_view key) {
 
 }  // namespace
 
-std::string identity_of(const grpc::CallbackServerContext& caller) {
+std::string identity_of(const Caller& caller) {
   const std::shared_ptr<const grpc::AuthContext> context = caller.auth_context();
   if (context == nullptr || !context->IsPeerAuthenticated()) return {};
   const std::vector<grpc::string_ref> names = context->GetPeerIdentity();
   return names.empty() ? std::string() : own(view(names.front()));
 }
 
-void tell(const grpc::CallbackServerContext& caller, grpc::ClientContext& onward) {
+void tell(const Caller& caller, grpc::ClientContext& onward) {
   for (const auto& [key, value] : caller.client_metadata()) {
     const std::string_view name = view(key);
     if (name == "user-agent") onward.AddMetadata(own(kUserAgent), own(view(value)));
@@ -55,19 +55,19 @@ void tell(const grpc::CallbackServerContext& caller, grpc::ClientContext& onward
   }
 }
 
-std::string_view value_of(const grpc::CallbackServerContext& caller, std::string_view key) {
+std::string_view value_of(const Caller& caller, std::string_view key) {
   const auto& metadata = caller.client_metadata();
   const auto found = metadata.find(grpc::string_ref(key.data(), key.size()));
   return found == metadata.end() ? std::string_view() : view(found->second);
 }
 
-void tell_initial(const grpc::ClientContext& onward, grpc::CallbackServerContext& caller) {
+void tell_initial(const grpc::ClientContext& onward, Caller& caller) {
   for (const auto& [key, value] : onward.GetServerInitialMetadata()) {
     if (!is_of_one_hop(view(key))) caller.AddInitialMetadata(own(view(key)), own(view(value)));
   }
 }
 
-void tell_trailing(const grpc::ClientContext& onward, grpc::CallbackServerContext& caller) {
+void tell_trailing(const grpc::ClientContext& onward, Caller& caller) {
   for (const auto& [key, value] : onward.GetServerTrailingMetadata()) {
     if (!is_of_one_hop(view(key))) caller.AddTrailingMetadata(own(view(key)), own(view(value)));
   }

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <grpcpp/client_context.h>
-#include <grpcpp/server_context.h>
-
 #include <string_view>
+
+#include "door/served.h"
 
 namespace headrace::door {
 
@@ -24,16 +24,16 @@ inline constexpr std::string_view kUserAgent = "x-headrace-user-agent";
 inline constexpr const char* kRequestId = "x-request-id";
 
 // The name that a caller's certificate proves; empty when there is none.
-std::string identity_of(const grpc::CallbackServerContext& caller);
+std::string identity_of(const Caller& caller);
 
 // Say of a call to the complete server what the caller said of his: metadata, deadline, authority; and who he is.
-void tell(const grpc::CallbackServerContext& caller, grpc::ClientContext& onward);
+void tell(const Caller& caller, grpc::ClientContext& onward);
 
 // One value of the caller's metadata; empty when there is none.
-std::string_view value_of(const grpc::CallbackServerContext& caller, std::string_view key);
+std::string_view value_of(const Caller& caller, std::string_view key);
 
 // What the complete server said before and after its answers.
-void tell_initial(const grpc::ClientContext& onward, grpc::CallbackServerContext& caller);
-void tell_trailing(const grpc::ClientContext& onward, grpc::CallbackServerContext& caller);
+void tell_initial(const grpc::ClientContext& onward, Caller& caller);
+void tell_trailing(const grpc::ClientContext& onward, Caller& caller);
 
 }  // namespace headrace::door

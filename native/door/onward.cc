@@ -31,7 +31,7 @@ std::shared_ptr<grpc::Channel> connect(const Options& options) {
 
 Onward::Onward(const Options& options) : gone_(options.gone), stub_(connect(options)) {}
 
-void Onward::prepare(const grpc::CallbackServerContext& caller, grpc::ClientContext& context) const {
+void Onward::prepare(const Caller& caller, grpc::ClientContext& context) const {
   tell(caller, context);
   context.set_wait_for_ready(!is_there_.load(std::memory_order_acquire));
 }
@@ -42,7 +42,7 @@ bool Onward::is_gone(const grpc::Status& status, const grpc::ClientContext& cont
 }
 
 grpc::Status Onward::pass_on(const grpc::Status& status, const grpc::ClientContext& context,
-                             grpc::CallbackServerContext& caller) const {
+                             Caller& caller) const {
   if (is_gone(status, context)) return status_of(gone_);
   // The details are among the trailers, and travel there.
   tell_trailing(context, caller);

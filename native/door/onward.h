@@ -3,12 +3,12 @@
 
 #include <grpcpp/client_context.h>
 #include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/server_context.h>
 
 #include <atomic>
 #include <memory>
 
 #include "door/options.h"
+#include "door/served.h"
 
 namespace headrace::door {
 
@@ -21,10 +21,10 @@ class Onward {
   // Until the complete server is known to be there, calls wait for it, each as long as its deadline allows.
   void set_there() { is_there_.store(true, std::memory_order_release); }
   // Prepare the context of a call that goes on for `caller`.
-  void prepare(const grpc::CallbackServerContext& caller, grpc::ClientContext& context) const;
+  void prepare(const Caller& caller, grpc::ClientContext& context) const;
   // End a caller's call as the complete server ended its own.
   grpc::Status pass_on(const grpc::Status& status, const grpc::ClientContext& context,
-                       grpc::CallbackServerContext& caller) const;
+                       Caller& caller) const;
   // As the complete server would say it: a status whose details are those of its trailers.
   plane::Status described(const grpc::Status& status, const grpc::ClientContext& context) const;
 

@@ -30,6 +30,8 @@ struct Options {
   std::int64_t max_buffered_bytes = std::int64_t{1} << 30;
   // Calls under way, streams included; more are refused.
   std::int64_t max_concurrent_calls = 8192;
+  // Threads that read and write messages; 0: as many as the machine is worth.
+  int num_threads = 0;
   // How calls end that the complete server cannot be asked for any more, or that are over one of these limits.
   plane::Status gone;
   plane::Status too_many_calls;

@@ -1,11 +1,8 @@
 #include "door/passage.h"
 
 #include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/client_callback.h>
 
-#include <atomic>
-#include <mutex>
-
+#include "door/asked.h"
 #include "door/metadata.h"
 
 namespace headrace::door {
@@ -13,24 +10,23 @@ namespace {
 
 using grpc::ByteBuffer;
 
-class Refusal final : public grpc::ServerGenericBidiReactor {
+class Refusal final : public Reactor {
  public:
-  explicit Refusal(const grpc::Status& status) { Finish(status); }
+  Refusal(Served& call, const grpc::Status& status) : Reactor(call) { Finish(status); }
   void OnDone() override { delete this; }
 };
 
 // One call: the caller's side of it.  The side of the complete server is `ahead_`.
 //
-// gRPC ends either side only when nothing more can happen there.  Ahead, two holds keep it open: one while messages of
-// the caller may still be written, one while answers are read.
-class Passing final : public grpc::ServerGenericBidiReactor {
+// Both live on one queue, so no two things happen here at a time.  Either side ends only when nothing more can happen
+// there.  Ahead, two holds keep it open: one while messages of the caller may still be written, one while answers are
+// read.
+class Passing final : public Reactor {
  public:
-  Passing(Onward& onward, Admission& admission, grpc::GenericCallbackServerContext& caller)
-      : onward_(onward), admission_(admission), caller_(caller), ahead_(*this) {
+  Passing(Onward& onward, Admission& admission, Served& call)
+      : Reactor(call), onward_(onward), admission_(admission), caller_(call.caller()), ahead_(*this) {
     onward_.prepare(caller_, ahead_context_);
-    onward_.stub().PrepareBidiStreamingCall(&ahead_context_, caller_.method(), {}, &ahead_);
-    ahead_.AddMultipleHolds(2);
-    ahead_.StartCall();
+    ahead_.start(onward_.stub(), queue(), ahead_context_, caller_.method(), 2);
     StartRead(&from_caller_);
   }
 
@@ -39,7 +35,6 @@ class Passing final : public grpc::ServerGenericBidiReactor {
   // From the caller.
 
   void OnReadDone(bool ok) override {
-    const std::lock_guard<std::mutex> lock(writing_);
     if (is_written_) return;
     if (ok && admission_.is_too_large(from_caller_)) {
       is_too_large_ = true;
@@ -64,10 +59,11 @@ class Passing final : public grpc::ServerGenericBidiReactor {
 
   void OnCancel() override { ahead_context_.TryCancel(); }
 
-  void OnDone() override { let_go(); }
+  // Only after `end`, so the other side is over as well.
+  void OnDone() override { delete this; }
 
  private:
-  class Ahead final : public grpc::ClientBidiReactor<ByteBuffer, ByteBuffer> {
+  class Ahead final : public AskedOften {
    public:
     explicit Ahead(Passing& passing) : passing_(passing) {}
 
@@ -107,7 +103,6 @@ class Passing final : public grpc::ServerGenericBidiReactor {
   }
 
   void stop_writing() {
-    const std::lock_guard<std::mutex> lock(writing_);
     if (!is_written_) end_writing();
   }
 
@@ -117,38 +112,29 @@ class Passing final : public grpc::ServerGenericBidiReactor {
   }
 
   void end(const grpc::Status& status) {
-    Finish(was_too_large() ? refuse(caller_, admission_.too_large())
-                           : onward_.pass_on(status, ahead_context_, caller_));
-    let_go();
-  }
-
-  bool was_too_large() {
-    const std::lock_guard<std::mutex> lock(writing_);
-    return is_too_large_;
-  }
-
-  void let_go() {
-    if (sides_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+    Finish(is_too_large_ ? refuse(caller_, admission_.too_large())
+                         : onward_.pass_on(status, ahead_context_, caller_));
   }
 
   Onward& onward_;
   Admission& admission_;
-  grpc::GenericCallbackServerContext& caller_;
+  Caller& caller_;
   grpc::ClientContext ahead_context_;
   Ahead ahead_;
   ByteBuffer from_caller_;
   ByteBuffer from_ahead_;
-  std::mutex writing_;
   bool is_written_ = false;
   bool is_too_large_ = false;  // what the caller has sent
-  std::atomic<int> sides_{2};
 };
 
 }  // namespace
 
-grpc::ServerGenericBidiReactor* Passage::CreateReactor(grpc::GenericCallbackServerContext* context) {
-  if (const auto refusal = admission_.enter(*context)) return new Refusal(*refusal);
-  return new Passing(onward_, admission_, *context);
+void pass(Onward& onward, Admission& admission, Served& call) {
+  if (const auto refusal = admission.enter(call.caller())) {
+    new Refusal(call, *refusal);
+  } else {
+    new Passing(onward, admission, call);
+  }
 }
 
 }  // namespace headrace::door

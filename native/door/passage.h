@@ -5,23 +5,12 @@
 // for, and costs a message of memory.
 #pragma once
 
-#include <grpcpp/generic/async_generic_service.h>
-
 #include "door/admission.h"
 #include "door/onward.h"
+#include "door/served.h"
 
 namespace headrace::door {
 
-class Passage final : public grpc::CallbackGenericService {
- public:
-  // Both outlive the passage.
-  Passage(Onward& onward, Admission& admission) : onward_(onward), admission_(admission) {}
-
-  grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext* context) override;
-
- private:
-  Onward& onward_;
-  Admission& admission_;
-};
+void pass(Onward& onward, Admission& admission, Served& call);
 
 }  // namespace headrace::door

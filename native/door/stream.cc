@@ -1,7 +1,5 @@
 #include "door/stream.h"
 
-#include <grpcpp/support/client_callback.h>
-
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -10,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "door/asked.h"
 #include "door/metadata.h"
 #include "door/slices.h"
 #include "door/unary.h"
@@ -19,19 +18,19 @@ namespace {
 
 using grpc::ByteBuffer;
 
-class Refusal final : public grpc::ServerGenericBidiReactor {
+class Refusal final : public Reactor {
  public:
-  explicit Refusal(const grpc::Status& status) { Finish(status); }
+  Refusal(Served& call, const grpc::Status& status) : Reactor(call) { Finish(status); }
   void OnDone() override { delete this; }
 };
 
-// One message on its way to the complete server; keeps itself until gRPC has ended it.
-class Part final : public grpc::ClientUnaryReactor, public plane::PassedCall {
+// One message on its way to the complete server; keeps itself until it has ended.
+class Part final : public AskedOnce, public plane::PassedCall {
  public:
   Part(const Onward& onward, plane::Bytes request, std::shared_ptr<plane::Passage> passage)
       : onward_(onward), request_(message_of(request)), passage_(std::move(passage)) {}
 
-  static std::shared_ptr<Part> start(Onward& onward, const grpc::CallbackServerContext& caller, plane::Method method,
+  static std::shared_ptr<Part> start(Onward& onward, Queue& queue, const Caller& caller, plane::Method method,
                                      plane::Bytes request, double deadline, std::shared_ptr<plane::Passage> passage) {
     auto part = std::make_shared<Part>(onward, std::move(request), std::move(passage));
     part->itself_ = part;
@@ -39,8 +38,7 @@ class Part final : public grpc::ClientUnaryReactor, public plane::PassedCall {
     part->context_.AddMetadata(std::string(kPart), "1");
     if (std::isfinite(deadline)) part->context_.set_deadline(due_at(deadline));
     const std::string path = "/" + std::string(plane::kMethodNames[static_cast<std::size_t>(method)]);
-    onward.stub().PrepareUnaryCall(&part->context_, path, {}, &part->request_, &part->response_, part.get());
-    part->StartCall();
+    part->AskedOnce::start(onward.stub(), queue, part->context_, path, part->request_, part->response_);
     return part;
   }
 
@@ -71,12 +69,12 @@ class Part final : public grpc::ClientUnaryReactor, public plane::PassedCall {
   std::shared_ptr<Part> itself_;
 };
 
-class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Stream {
+class Streaming final : public Reactor, public plane::Stream {
  public:
   Streaming(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method,
-            grpc::CallbackServerContext& caller)
-      : onward_(onward), admission_(admission), caller_(caller),
-        conversation_(plane.converse(method, info_of(caller), *this)) {}
+            Served& call)
+      : Reactor(call), onward_(onward), admission_(admission), caller_(call.caller()),
+        conversation_(plane.converse(method, info_of(caller_), *this)) {}
 
   ~Streaming() override { admission_.leave(); }
 
@@ -98,7 +96,7 @@ class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Str
 
   std::shared_ptr<plane::PassedCall> pass(plane::Method method, plane::Bytes request, double deadline,
                                           std::shared_ptr<plane::Passage> passage) noexcept override {
-    return Part::start(onward_, caller_, method, std::move(request), deadline, std::move(passage));
+    return Part::start(onward_, queue(), caller_, method, std::move(request), deadline, std::move(passage));
   }
 
   // From gRPC.
@@ -124,7 +122,7 @@ class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Str
  private:
   Onward& onward_;
   Admission& admission_;
-  grpc::CallbackServerContext& caller_;
+  Caller& caller_;
   const std::shared_ptr<plane::Conversation> conversation_;
   ByteBuffer received_;
   ByteBuffer to_write_;
@@ -132,12 +130,12 @@ class Streaming final : public grpc::ServerGenericBidiReactor, public plane::Str
 
 }  // namespace
 
-grpc::ServerGenericBidiReactor* converse(plane::Plane& plane, Onward& onward, Admission& admission,
-                                         plane::Method method, grpc::CallbackServerContext& caller) {
-  if (const auto refusal = admission.enter(caller)) return new Refusal(*refusal);
-  auto* stream = new Streaming(plane, onward, admission, method, caller);
-  stream->start();
-  return stream;
+void converse(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method, Served& call) {
+  if (const auto refusal = admission.enter(call.caller())) {
+    new Refusal(call, *refusal);
+  } else {
+    (new Streaming(plane, onward, admission, method, call))->start();
+  }
 }
 
 }  // namespace headrace::door

@@ -1,15 +1,13 @@
 // A stream of the data plane: the plane asks for messages and writes answers; here they meet gRPC.
 #pragma once
 
-#include <grpcpp/generic/async_generic_service.h>
-
 #include "door/admission.h"
 #include "door/onward.h"
+#include "door/served.h"
 #include "plane/plane.h"
 
 namespace headrace::door {
 
-grpc::ServerGenericBidiReactor* converse(plane::Plane& plane, Onward& onward, Admission& admission,
-                                         plane::Method method, grpc::CallbackServerContext& caller);
+void converse(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method, Served& call);
 
 }  // namespace headrace::door

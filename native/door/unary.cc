@@ -1,7 +1,5 @@
 #include "door/unary.h"
 
-#include <grpcpp/support/client_callback.h>
-
 #include <chrono>
 #include <memory>
 #include <mutex>
@@ -9,28 +7,27 @@
 #include <string>
 #include <utility>
 
+#include "door/asked.h"
 #include "door/metadata.h"
 #include "door/slices.h"
 
 namespace headrace::door {
 namespace {
 
-class Refusal final : public grpc::ServerUnaryReactor {
+class Refusal final : public Reactor {
  public:
-  explicit Refusal(const grpc::Status& status) { Finish(status); }
+  Refusal(Served& call, const grpc::Status& status) : Reactor(call) { Finish(status); }
   void OnDone() override { delete this; }
 };
 
-class Answering final : public grpc::ServerUnaryReactor, public plane::Responder {
+class Answering final : public Reactor, public plane::Responder {
  public:
-  Answering(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method,
-            grpc::CallbackServerContext& caller, const grpc::ByteBuffer& request, grpc::ByteBuffer& response)
-      : onward_(onward), admission_(admission), method_(method), caller_(caller), request_(request),
-        response_(response), exchange_(plane.open(method, info_of(caller), *this)) {}
+  Answering(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method, Served& call)
+      : Reactor(call), plane_(plane), onward_(onward), admission_(admission), method_(method), caller_(call.caller()) {
+    StartRead(&request_);
+  }
 
   ~Answering() override { admission_.leave(); }
-
-  void start() { exchange_->start(bytes_of(request_)); }
 
   // From the plane, on any thread.  After `Finish` gRPC may end the call, and this object, at any moment.
 
@@ -38,7 +35,7 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
     response_ = message_of(std::move(response));
     is_answered_ = true;
     caller_.AddTrailingMetadata(kRequestId, std::string(exchange_->request_id()));
-    Finish(grpc::Status::OK);
+    StartWriteAndFinish(&response_, grpc::Status::OK);
   }
 
   void fail(const plane::Status& status) noexcept override {
@@ -52,43 +49,54 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
       passing_.emplace(*this);
       if (is_cancelled_) passing_->cancel();
     }
-    passing_->start();
+    passing_->begin();
   }
 
   // From gRPC.
 
+  void OnReadDone(bool ok) override {
+    // Who leaves before his message has come has sent none; nothing may be passed on then.
+    if (!ok) return Finish({grpc::StatusCode::CANCELLED, "the caller left before the request had come"});
+    if (admission_.is_too_large(request_)) return Finish(refuse(caller_, admission_.too_large()));
+    exchange_ = plane_.open(method_, info_of(caller_), *this);
+    // It may end before this returns, and the call with it.
+    const std::shared_ptr<plane::Exchange> exchange = exchange_;
+    exchange->start(bytes_of(request_));
+  }
+
   void OnCancel() override {
-    exchange_->cancel();
+    if (exchange_ != nullptr) exchange_->cancel();
     const std::lock_guard<std::mutex> lock(cancelling_);
     is_cancelled_ = true;
     if (passing_) passing_->cancel();
   }
 
   void OnDone() override {
-    if (is_answered_) exchange_->sent();
+    if (is_answered_ && is_sent()) exchange_->sent();
     delete this;
   }
 
-  // Neither of the two waits for anything: without this each call costs the wake of a thread of gRPC's executor.
-  bool InternalInlineable() override { return true; }
-
  private:
-  class Passing final : public grpc::ClientUnaryReactor {
+  class Passing final : public AskedOnce {
    public:
     explicit Passing(Answering& call) : call_(call) {}
 
-    void start() {
+    void begin() {
       const std::string path = "/" + std::string(plane::kMethodNames[static_cast<std::size_t>(call_.method_)]);
       call_.onward_.prepare(call_.caller_, context_);
-      call_.onward_.stub().PrepareUnaryCall(&context_, path, {}, &call_.request_, &call_.response_, this);
-      StartCall();
+      start(call_.onward_.stub(), call_.queue(), context_, path, call_.request_, call_.response_);
     }
 
     void cancel() { context_.TryCancel(); }
 
     void OnDone(const grpc::Status& status) override {
       tell_initial(context_, call_.caller_);
-      call_.Finish(call_.onward_.pass_on(status, context_, call_.caller_));
+      const grpc::Status told = call_.onward_.pass_on(status, context_, call_.caller_);
+      if (told.ok()) {
+        call_.StartWriteAndFinish(&call_.response_, told);
+      } else {
+        call_.Finish(told);
+      }
     }
 
    private:
@@ -96,13 +104,14 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
     grpc::ClientContext context_;
   };
 
+  plane::Plane& plane_;
   Onward& onward_;
   Admission& admission_;
   const plane::Method method_;
-  grpc::CallbackServerContext& caller_;
-  const grpc::ByteBuffer& request_;
-  grpc::ByteBuffer& response_;
-  const std::shared_ptr<plane::Exchange> exchange_;
+  Caller& caller_;
+  grpc::ByteBuffer request_;
+  grpc::ByteBuffer response_;
+  std::shared_ptr<plane::Exchange> exchange_;  // null before the request has come
   bool is_answered_ = false;  // set before `Finish`, read after what that leads to
   std::mutex cancelling_;
   bool is_cancelled_ = false;
@@ -111,7 +120,7 @@ class Answering final : public grpc::ServerUnaryReactor, public plane::Responder
 
 }  // namespace
 
-plane::CallInfo info_of(const grpc::CallbackServerContext& caller) {
+plane::CallInfo info_of(const Caller& caller) {
   plane::CallInfo info;
   if (const gpr_timespec due = caller.raw_deadline(); gpr_time_cmp(due, gpr_inf_future(due.clock_type)) != 0) {
     // What is left of it, on the clock of the plane.
@@ -125,22 +134,12 @@ plane::CallInfo info_of(const grpc::CallbackServerContext& caller) {
   return info;
 }
 
-grpc::ServerUnaryReactor* answer(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method,
-                                 grpc::CallbackServerContext& caller, const grpc::ByteBuffer& request,
-                                 grpc::ByteBuffer& response) {
-  if (const auto refusal = admission.enter(caller)) return new Refusal(*refusal);
-  // Who leaves before his message has come is told to us as one who has sent none; nothing may be passed on then.
-  if (!request.Valid()) {
-    admission.leave();
-    return new Refusal(grpc::Status(grpc::StatusCode::CANCELLED, "the caller left before the request had come"));
+void answer(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method, Served& call) {
+  if (const auto refusal = admission.enter(call.caller())) {
+    new Refusal(call, *refusal);
+  } else {
+    new Answering(plane, onward, admission, method, call);
   }
-  if (admission.is_too_large(request)) {
-    admission.leave();
-    return new Refusal(refuse(caller, admission.too_large()));
-  }
-  auto* call = new Answering(plane, onward, admission, method, caller, request, response);
-  call->start();
-  return call;
 }
 
 }  // namespace headrace::door

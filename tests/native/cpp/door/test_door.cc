@@ -51,11 +51,12 @@ struct Ending {
 // Everything between a caller and a plain server.
 class Street {
  public:
-  explicit Street(MakeReactor make = [](auto&) { return new EchoEach; }, std::int64_t max_concurrent_calls = 4096)
+  explicit Street(MakeReactor make = [](auto&) { return new EchoEach; }, std::int64_t max_concurrent_calls = 4096,
+                  int num_threads = 1)
       : socket_("unix:/tmp/headrace-tests-" + std::to_string(getpid()) + "-" + std::to_string(++count_)),
         server_(socket_, std::move(make)),
         plane_(std::make_shared<plane::ScriptedPlane>()),
-        door_(options(socket_, max_concurrent_calls), plane_) {
+        door_(options(socket_, max_concurrent_calls, num_threads), plane_) {
     REQUIRE(door_.bind());
     door_.open();
     grpc::ChannelArguments arguments;
@@ -96,12 +97,13 @@ class Street {
   }
 
  private:
-  static Options options(const std::string& socket, std::int64_t max_concurrent_calls) {
+  static Options options(const std::string& socket, std::int64_t max_concurrent_calls, int num_threads) {
     Options chosen;
     chosen.address = "127.0.0.1:0";
     chosen.complete_server = socket;
     chosen.max_concurrent_calls = max_concurrent_calls;
     chosen.max_message_bytes = kMaxMessageBytes;
+    chosen.num_threads = num_threads;
     chosen.gone = {14, "gone", "details"};
     chosen.too_many_calls = {8, "too many calls", "details"};
     chosen.too_much_metadata = {3, "too much metadata", "details"};
@@ -190,8 +192,14 @@ TEST_CASE("a failure keeps its code, its words and its details") {
 
 TEST_CASE("what the plane passes on is answered by the complete server") {
   Street street;
-  CHECK(street.call(kPredict, "pass this").answer == "pass this");
-  CHECK(street.call("/any.Other/Method", "echo").answer == "echo");
+  CHECK(street.call(kPredict, "echo").answer == "echo");
+  CHECK(wait_until([&] { return street.plane().num_sent == 1; }));
+  for (int times = 0; times < 50; ++times) {
+    CHECK(street.call(kPredict, "pass this").answer == "pass this");
+    CHECK(street.call("/any.Other/Method", "echo").answer == "echo");
+  }
+  // The plane is told of what it has answered itself.
+  CHECK(street.plane().num_sent == 1);
 }
 
 TEST_CASE("what the complete server refuses is refused in the same words") {
@@ -233,8 +241,11 @@ TEST_CASE("a part that the complete server refuses is an answer of the stream") 
   CHECK(talk.answers == std::vector<std::string>{"failed 5 nobody knows", "two"});
 }
 
-TEST_CASE("many callers at a time are each told their own") {
-  Street street;
+TEST_CASE("many callers at a time are each told their own, with one thread for all or several") {
+  int num_threads = 1;
+  SUBCASE("one") {}
+  SUBCASE("several") { num_threads = 3; }
+  Street street([](auto&) { return new EchoEach; }, 4096, num_threads);
   std::vector<std::thread> callers;
   std::atomic<int> num_right{0};
   for (int caller = 0; caller < 8; ++caller) {

@@ -1,0 +1,79 @@
+#include "door/served.h"
+
+namespace headrace::door {
+
+void Served::await(grpc::AsyncGenericService& service, Queue& queue, const Receive& receive) {
+  auto* call = new Served(service, queue, receive);
+  queue.add();
+  call->caller_.AsyncNotifyWhenDone(static_cast<Event*>(&call->over_));
+  service.RequestCall(&call->caller_, &call->stream_, &queue.inner(), &queue.inner(), static_cast<Event*>(&call->came_));
+}
+
+Served::Served(grpc::AsyncGenericService& service, Queue& queue, const Receive& receive)
+    : service_(service), queue_(queue), receive_(receive) {}
+
+void Served::has_come(bool ok) {
+  if (!ok) {  // the server takes no calls any more; of this one nothing more is told
+    Queue& queue = queue_;
+    delete this;
+    queue.remove();
+    return;
+  }
+  await(service_, queue_, receive_);
+  receive_(*this);
+}
+
+void Served::has_read(bool ok) {
+  reactor_->OnReadDone(ok);
+  release();
+}
+
+void Served::has_written(bool ok) {
+  reactor_->OnWriteDone(ok);
+  release();
+}
+
+void Served::has_begun(bool /*ok*/) { release(); }
+
+void Served::has_finished(bool ok) {
+  is_sent_ = ok;
+  release();
+}
+
+void Served::is_over(bool /*ok*/) {
+  if (caller_.IsCancelled()) reactor_->OnCancel();
+  release();
+}
+
+void Served::release() {
+  if (num_pending_.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+  Queue& queue = queue_;
+  reactor_->OnDone();
+  delete this;
+  queue.remove();
+}
+
+void Reactor::StartSendInitialMetadata() {
+  call_.num_pending_.fetch_add(1, std::memory_order_relaxed);
+  call_.stream_.SendInitialMetadata(static_cast<Event*>(&call_.begun_));
+}
+
+void Reactor::StartRead(grpc::ByteBuffer* message) {
+  call_.num_pending_.fetch_add(1, std::memory_order_relaxed);
+  call_.stream_.Read(message, static_cast<Event*>(&call_.read_));
+}
+
+void Reactor::StartWrite(const grpc::ByteBuffer* message) {
+  call_.num_pending_.fetch_add(1, std::memory_order_relaxed);
+  call_.stream_.Write(*message, static_cast<Event*>(&call_.written_));
+}
+
+void Reactor::StartWriteAndFinish(const grpc::ByteBuffer* message, const grpc::Status& status) {
+  call_.stream_.WriteAndFinish(*message, {}, status, static_cast<Event*>(&call_.finished_));
+}
+
+void Reactor::Finish(const grpc::Status& status) {
+  call_.stream_.Finish(status, static_cast<Event*>(&call_.finished_));
+}
+
+}  // namespace headrace::door
