@@ -87,6 +87,10 @@ class Amendment:
         self._change(failure=failure)
         self.move(JobState.FAILED, reason, failure.message)
 
+    def explain(self, message: str) -> None:
+        """Say anew why the job is in its state."""
+        self._change(state_message=message)
+
     def note_step(self, **fields: Any) -> None:
         """Change fields of the job that say how far it is: latest_step, latest_checkpoint, best_checkpoint…"""
         self._change(**fields)

@@ -82,7 +82,7 @@ class TrainingDesk:
         devices: Callable[[], Devices],
         memory: Memory | None = None,
     ) -> None:
-        """`memory` is what jobs share with models; without it they are admitted whatever they take.  `quiet_seconds`:
+        """`memory` is what jobs share with models; without it they begin whatever they take.  `quiet_seconds`:
         after how long with nothing to say a reader gets None (`server.heartbeat_seconds`).
 
         `worker_address` is where agents dial, `workspaces` the folder in which each has one of its own, `store_root`
@@ -110,6 +110,7 @@ class TrainingDesk:
             settings,
             metrics,
             self._tasks,
+            room=self._room,
         )
         self._turns = Turns(means)
         self._following = Following(sinks, database, metrics)
@@ -150,8 +151,8 @@ class TrainingDesk:
 
         The same request id with the same body returns the same job.
 
-        Raises InvalidSpec with every violation, DatasetNotFound, DeviceOutOfMemory with what is missing when the least
-        that it takes does not fit, RequestIdReused, NameTaken, QueueFull, Draining.
+        Raises InvalidSpec with every violation, DatasetNotFound, DeviceOutOfMemory with what is missing when this
+        machine can never give it the least that it takes, RequestIdReused, NameTaken, QueueFull, Draining.
         """
         if self._turns.are_over:
             raise Draining
@@ -161,7 +162,7 @@ class TrainingDesk:
                 return known
         spec = await self._admission.admit(request)
         if self._room is not None:
-            await self._room.check(spec, begins_at_once=self._turns.has_free_place)
+            await self._room.check(spec)
         if request.validate_only:
             return await self._rehearse(request, spec)
         with self._turns.reserve():

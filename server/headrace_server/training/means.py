@@ -9,6 +9,7 @@ from headrace_server.telemetry.metrics import Metrics
 from headrace_server.training.goods import Datasets
 from headrace_server.training.jobs import JobStore
 from headrace_server.training.leftovers import Leftovers
+from headrace_server.training.memory_room import MemoryRoom
 from headrace_server.training.owned_tasks import OwnedTasks
 from headrace_server.training.publication import Publisher
 from headrace_server.training.workers import Workers
@@ -27,3 +28,5 @@ class Means:
     metrics: Metrics
     tasks: OwnedTasks
     clock: Callable[[], float] = time.monotonic
+    room: MemoryRoom | None = None
+    """What jobs share with models; without it they begin whatever they take."""

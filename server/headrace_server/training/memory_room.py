@@ -1,11 +1,12 @@
 """Whether the memory that models and jobs share has room for one more job.
 
 What a job takes is known when it runs: its trainer then fits its batches into what is free.  What it takes at least is
-known before: an interpreter with torch for each rank, and the data set.  A job that cannot have that is refused with
-what is missing; models that nobody uses leave for it.  Keeps nothing.
+known before: an interpreter with torch for each rank, and the data set.  A job that the machine can never give that is
+refused with what is missing; one that there is no room for now waits, and models that nobody uses leave for it.  Keeps
+nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from headrace_server.datasets.dataset import DatasetVersion
@@ -30,22 +31,30 @@ class Memory(Protocol):
 
 
 class MemoryRoom:
-    """Refuses jobs that there is no room for."""
+    """Says what jobs lack."""
 
     def __init__(self, memory: Memory, datasets: Datasets, devices: Callable[[], Devices]) -> None:
         self._memory = memory
         self._datasets = datasets
         self._devices = devices
 
-    async def check(self, spec: TrainingSpec, *, begins_at_once: bool) -> None:
-        """Raise DeviceOutOfMemory when a job cannot have the least that it takes: ever, or now if it begins at once."""
-        dataset = await self._datasets.version(DatasetName.parse(spec.dataset, "spec.dataset"))
-        needed = least_bytes(spec, dataset)
-        missing = needed - max(self._devices().memory_bytes - RESERVE_BYTES, 0)
-        if missing <= 0 and begins_at_once:
-            missing = await self._memory.make_room(needed)
+    async def check(self, spec: TrainingSpec) -> None:
+        """Raise DeviceOutOfMemory when this machine can never give a job the least that it takes."""
+        missing = await self._least_bytes(spec) - max(self._devices().memory_bytes - RESERVE_BYTES, 0)
         if missing > 0:
             raise DeviceOutOfMemory("cpu", missing_bytes=missing)
+
+    async def missing_bytes(self, spec: TrainingSpec, beside: Iterable[TrainingSpec]) -> int:
+        """What a job lacks now of the least that it takes; 0 when it may begin.
+
+        `beside` are jobs that have begun and not taken theirs yet.  Idle models leave where that helps.  Raises
+        DatasetNotFound.
+        """
+        needed = await self._least_bytes(spec) + sum([await self._least_bytes(other) for other in beside])
+        return await self._memory.make_room(needed)
+
+    async def _least_bytes(self, spec: TrainingSpec) -> int:
+        return least_bytes(spec, await self._datasets.version(DatasetName.parse(spec.dataset, "spec.dataset")))
 
 
 def least_bytes(spec: TrainingSpec, dataset: DatasetVersion) -> int:
