@@ -4,14 +4,16 @@
 
 The same exported program (a transformer encoder of six layers over 32 tokens, and a small convolutional network) in 32
 and 16 bits: "bare" calls it in torch on tensors that lie on the device, "session" is what a lane calls, from NumPy
-arrays to NumPy arrays, with a CUDA graph for each size of batch and pinned staging memory.  Rounds take turns; medians.
-Says so and ends where there is no GPU.
+arrays to NumPy arrays: one copy from pinned staging memory, rows gathered and converted on the device, a CUDA graph for
+each size of batch; "two lanes" are two such sessions with the same weights, each on a thread and a stream of its own.
+Rounds take turns; medians.  Says so and ends where there is no GPU.
 """
 
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -20,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from headrace_server.inference.backends.torch_graphs import open_on_gpu
+from headrace_server.inference.backends.torch_graphs import GraphSession, open_on_gpu
 from headrace_server.inference.backends.torch_lowering import lower
 from headrace_server.precision import Precision
-from headrace_server.tensors import DataType, Signature, TensorSpec
+from headrace_server.tensors import DataType, Signature, Tensors, TensorSpec
 from tests.doubles.torch_programs import save
 
 ROWS = (1, 8, 32, 128)
@@ -54,8 +56,9 @@ def convolutions() -> nn.Module:
 
 
 def rate(run: Callable[[], object], rows: int, seconds: float) -> float:
-    """Rows a second."""
-    run()
+    """Rows a second, after the runs that record and warm up."""
+    for _ in range(3):
+        run()
     torch.cuda.synchronize()
     count, started_at = 0, time.perf_counter()
     while time.perf_counter() - started_at < seconds:
@@ -63,6 +66,20 @@ def rate(run: Callable[[], object], rows: int, seconds: float) -> float:
         count += 1
     torch.cuda.synchronize()
     return count * rows / (time.perf_counter() - started_at)
+
+
+def rate_of_two(session: GraphSession, feed: Tensors, rows: int, seconds: float) -> float:
+    """Rows a second of two lanes together."""
+
+    def work(_: int) -> float:
+        lane = session.twin()
+        try:
+            return rate(lambda: lane.run(feed), rows, seconds)
+        finally:
+            lane.close()
+
+    with ThreadPoolExecutor(2) as lanes:
+        return sum(lanes.map(work, range(2)))
 
 
 def measure(name: str, module: nn.Module, shape: tuple[int, ...], seconds: float) -> None:
@@ -87,9 +104,11 @@ def measure(name: str, module: nn.Module, shape: tuple[int, ...], seconds: float
                 with torch.inference_mode():
                     for _ in range(ROUNDS):
                         one = rate(lambda: bare(tensor), rows, seconds)  # noqa: B023 - called at once
-                        rounds.append((one, rate(lambda: session.run(feed), rows, seconds)))  # noqa: B023
-                alone, served = (median(values) for values in zip(*rounds, strict=True))
-                print(f"{name:10} {precision:5} {rows:5} {alone:12,.0f} {served:12,.0f} {served / alone:8.2f}")
+                        lane = rate(lambda: session.run(feed), rows, seconds)  # noqa: B023
+                        rounds.append((one, lane, rate_of_two(session, feed, rows, seconds)))
+                alone, served, two = (median(values) for values in zip(*rounds, strict=True))
+                ratios = f"{served / alone:8.2f} {two / alone:8.2f}"
+                print(f"{name:10} {precision:5} {rows:5} {alone:12,.0f} {served:12,.0f} {two:12,.0f} {ratios}")
             session.close()
 
 
@@ -99,7 +118,8 @@ def main(seconds: float) -> None:
         print("there is no CUDA device here: nothing was measured")
         return
     print(torch.cuda.get_device_name(), torch.__version__)
-    print(f"{'network':10} {'':5} {'rows':>5} {'bare, rows/s':>12} {'session':>12} {'ratio':>8}")
+    titles = "".join(f" {title:>12}" for title in ("bare, rows/s", "session", "two lanes"))
+    print(f"{'network':10} {'':5} {'rows':>5}{titles} {'ratio':>8} {'ratio':>8}")
     torch.manual_seed(0)
     measure("encoder", Encoder().eval(), (32, 384), seconds)
     measure("cnn", convolutions().eval(), (3, 96, 96), seconds)

@@ -1,7 +1,7 @@
 """What a lane needs of a runtime: open a program, run it on arrays, say what really runs."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -38,6 +38,15 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+        ...
+
+
+@runtime_checkable
+class SharesWeights(Protocol):
+    """A session that one lane has for itself, although its weights are those of others."""
+
+    def twin(self) -> Session:
+        """A session for another lane with the same weights."""
         ...
 
 

@@ -4,6 +4,7 @@ Importing this module is cheap; the runtime is imported when the first program i
 """
 
 import ctypes
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from headrace_server.errors import DeviceOutOfMemory
+from headrace_server.inference.backends.backend import DeviceBroken
 from headrace_server.inference.nicely import run_nicely
 from headrace_server.models.onnx_signature import ONNX_TYPES, dominant_precision
 from headrace_server.models.version import ArtifactFormat
@@ -20,6 +22,9 @@ from headrace_server.tensors import Array, DataType, Signature, Tensors
 # NumPy has no such types of its own: they cross the border as their bits, with the type of the ONNX specification.
 _AS_BITS = {DataType.BF16: np.uint16, DataType.FP8_E4M3: np.uint8, DataType.FP8_E5M2: np.uint8}
 _ERRORS_ONLY = 3
+# After these every further call on the device fails too, until the process ends: memory that cannot be corrected, and
+# kernels that went astray.  Numbers of cudaError_t; the runtime writes "CUDA failure 700: …".
+_STICKY = re.compile(r"CUDA (?:failure|error)[: ]+(214|220|700|702|709|710|714|715|716|717|718|719)\b", re.IGNORECASE)
 CPU_PROVIDER = "CPUExecutionProvider"
 
 
@@ -86,7 +91,7 @@ class OnnxRuntimeSession:
         self.precision = precision
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Run once.  Raises DeviceOutOfMemory or what ONNX Runtime raises."""
+        """Run once.  Raises DeviceOutOfMemory, DeviceBroken, or what ONNX Runtime raises."""
         try:
             if self._has_bits:
                 return self._run_as_bits(inputs)
@@ -94,6 +99,8 @@ class OnnxRuntimeSession:
         except Exception as error:
             if "out of memory" in str(error).lower() or "failed to allocate memory" in str(error).lower():
                 raise DeviceOutOfMemory(self.device) from error
+            if _STICKY.search(str(error)):
+                raise DeviceBroken(self.device, str(error)) from error
             raise
         return dict(zip(self._output_names, outputs, strict=True))
 

@@ -33,10 +33,11 @@ _ARITHMETIC = frozenset({
 _FORMAT_CHECKS = frozenset({"_assert_tensor_metadata"})
 
 
-def lower(program: ExportedProgram, dtype: torch.dtype, *, keeps_norms: bool) -> GraphModule:
+def lower(program: ExportedProgram, dtype: torch.dtype, *, keeps_norms: bool, takes_short: bool = False) -> GraphModule:
     """The program as a module that computes in `dtype`; called exactly as `program.module()` is.
 
-    Only 32-bit floats are changed.  Raises whatever torch raises for a graph that cannot be rewritten.
+    With `takes_short` it takes what were 32-bit floats in `dtype`: whoever calls it has converted them.  Only 32-bit
+    floats are changed.  Raises whatever torch raises for a graph that cannot be rewritten.
     """
     module = program.module()
     assert isinstance(module, GraphModule)
@@ -49,6 +50,8 @@ def lower(program: ExportedProgram, dtype: torch.dtype, *, keeps_norms: bool) ->
     wide = _find_wide(graph, formats) if keeps_norms else set()
     for node in list(graph.nodes):
         if node.op == "placeholder" and formats[node] == torch.float32:
+            if takes_short:
+                continue
             _convert_after(graph, node, dtype, formats, node.users)
         elif node.op == "call_function":
             if node in wide:

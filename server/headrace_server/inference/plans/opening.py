@@ -5,6 +5,7 @@ from pathlib import Path
 
 from headrace_server.inference.backends import onnxruntime, torch_export
 from headrace_server.inference.backends.backend import Session
+from headrace_server.inference.backends.halves import InHalves
 from headrace_server.inference.plans.plan import CPU, Form, Plan, Runtime
 from headrace_server.tensors import Signature
 
@@ -26,6 +27,8 @@ class PlanFiles:
 def open_plan(plan: Plan, files: PlanFiles, signature: Signature, *, num_threads: int, num_runs: int = 1) -> Session:
     """A session with so many threads a run, which may be run by `num_runs` threads at the same time.  Blocks, for long.
 
+    One that shares weights belongs to the thread that opens it; others have twins.
+
     Raises NotHere, InvalidModel, or what the runtime raises.
     """
     if plan.runtime is Runtime.ONNXRUNTIME:
@@ -36,13 +39,14 @@ def open_plan(plan: Plan, files: PlanFiles, signature: Signature, *, num_threads
         )
         if opened.provider != providers[0]:
             raise NotHere(f"ONNX Runtime was asked for {providers[0]} and runs on {opened.provider}")
-        return opened
+        return InHalves(opened) if plan.device != CPU and signature.is_batchable else opened
     if plan.device != CPU:
         from headrace_server.inference.backends.torch_graphs import open_on_gpu
 
-        return open_on_gpu(
+        on_gpu = open_on_gpu(
             files.source, signature, device=plan.device, precision=plan.precision, keeps_norms=plan.keeps_norms
         )
+        return InHalves(on_gpu) if signature.is_batchable else on_gpu
     if plan.form is Form.COMPILED:
         assert files.prepared is not None
         return torch_export.open_compiled(

@@ -1,6 +1,7 @@
 """Sessions of a decision: what a lane runs, whichever plan its batch needs, with as many threads as the load allows.
 
-The programs of a decision are opened once, however many lanes run them; a lane has a view of its own.  A lane that has
+The programs of a decision are opened once, however many lanes run them; a lane has a view of its own, and on a GPU a
+stream of its own.  A lane that has
 company (calls wait, or another lane runs) uses few threads; one that is alone uses all that help.
 """
 
@@ -10,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from headrace_server.errors import DeviceOutOfMemory
-from headrace_server.inference.backends.backend import Session
+from headrace_server.inference.backends.backend import Session, SharesWeights
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
 from headrace_server.inference.plans.plan import CPU, Plan
@@ -34,6 +35,7 @@ class PlannedBackend:
         """How much waits for the resident, from any thread; whoever makes the resident says."""
         self._lock = threading.Lock()
         self._opened: dict[tuple[str, int], Session] = {}
+        self._twins: list[Session] = []
         self._num_lanes = 0
         self._num_running = 0
         main = planned.decision.plans[-1]
@@ -58,16 +60,29 @@ class PlannedBackend:
 
     def _session(self, plan: Plan, num_threads: int, signature: Signature) -> Session:
         key = (plan.name, num_threads)
-        if key not in self._opened:
-            decision = self.planned.decision
-            files = self.planned.files[plan.name]
+        opened = self._opened.get(key)
+        if opened is not None and not isinstance(opened, SharesWeights):
+            return opened
+        if opened is not None:
+            session = opened.twin()
+            self._twins.append(session)
+        else:
             self._check_room(plan)
-            session = open_plan(plan, files, signature, num_threads=num_threads, num_runs=decision.busy_sessions)
-            self._opened[key] = session
-            for bucket in decision.buckets:  # the first run of each size pays for what is lazy
-                if bucket.plan == plan:
-                    session.run(batch_of(self.planned.rows, bucket.max_rows, signature))
-        return self._opened[key]
+            files, num_runs = self.planned.files[plan.name], self.planned.decision.busy_sessions
+            session = self._opened[key] = open_plan(plan, files, signature, num_threads=num_threads, num_runs=num_runs)
+        self._warm_up(session, plan, signature)
+        return session
+
+    def _warm_up(self, session: Session, plan: Plan, signature: Signature) -> None:
+        """The first run of each size pays for what is lazy; on a GPU the second one records its graph."""
+        before = 0
+        for bucket in self.planned.decision.buckets:
+            if bucket.plan == plan:
+                sizes = [bucket.max_rows] if plan.device == CPU else _powers_of_two(before, bucket.max_rows)
+                for rows in sizes:
+                    for _ in range(1 if plan.device == CPU else 2):
+                        session.run(batch_of(self.planned.rows, rows, signature))
+            before = bucket.max_rows
 
     def _check_room(self, plan: Plan) -> None:
         """Raise DeviceOutOfMemory, with what is missing, when a GPU has not what the plan took while it was tried.
@@ -100,9 +115,15 @@ class PlannedBackend:
     def _leave(self) -> None:
         self._num_lanes -= 1
         if self._num_lanes == 0:
-            opened, self._opened = self._opened, {}
-            for session in opened.values():
+            sessions = [*self._twins, *self._opened.values()]
+            self._opened, self._twins = {}, []
+            for session in sessions:
                 session.close()
+
+
+def _powers_of_two(before: int, largest: int) -> list[int]:
+    """Of 1, 2, 4… those above `before`, up to the first that is not smaller than `largest`."""
+    return [1 << exponent for exponent in range(before.bit_length(), (largest - 1).bit_length() + 1)]
 
 
 def thread_counts(decision: Decision, plan: Plan) -> tuple[int, ...]:
