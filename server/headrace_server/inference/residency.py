@@ -28,6 +28,8 @@ from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 
 MOST_FAILURES = 1024
+LEAST_BYTES_TO_GIVE_BACK = 16 << 20
+"""What a smaller version leaves is not worth going through all freed memory for: meanwhile nobody can allocate."""
 
 log = structlog.get_logger()
 
@@ -233,10 +235,11 @@ class Residency:
             return None
         slot.resident = new
         self._room.settle(place)
-        self._room.is_leaving(old, slot.nbytes)
+        left_bytes = slot.nbytes
+        self._room.is_leaving(old, left_bytes)
         self._room.remember(slot, nbytes)
         self._has_come(new)
-        self._leaving[old] = self._errands.start(self._see_off(old, is_patient=True))
+        self._leaving[old] = self._errands.start(self._see_off(old, left_bytes, is_patient=True))
         return new
 
     # Loading.
@@ -325,9 +328,9 @@ class Residency:
         del self._slots[slot.version.key]
         self._count_ready(slot.version, -1)
         self._room.is_leaving(resident, slot.nbytes)
-        self._leaving[resident] = self._errands.start(self._see_off(resident, is_patient))
+        self._leaving[resident] = self._errands.start(self._see_off(resident, slot.nbytes, is_patient=is_patient))
 
-    async def _see_off(self, resident: Resident, is_patient: bool) -> None:
+    async def _see_off(self, resident: Resident, nbytes: int, *, is_patient: bool) -> None:
         try:
             if is_patient:
                 await resident.wait_until_free()
@@ -336,7 +339,8 @@ class Residency:
                 await self._close_resident(resident)
             finally:
                 del self._leaving[resident]
-                await asyncio.to_thread(give_back_freed_memory)
+                if nbytes >= LEAST_BYTES_TO_GIVE_BACK:
+                    await asyncio.to_thread(give_back_freed_memory)
                 self._room.leave(resident)
 
     def discard(self, resident: Resident) -> None:
