@@ -1,12 +1,14 @@
 """Brings loaded versions from the plan they can be run with at once to the best one, in the background.
 
-A version begins to answer with its registered program, or with the best plan that is known of it from before.  If its
-policy wants more, it is measured, the chosen plan is opened and warmed up beside the old one, one reference is swapped,
-and the old one leaves when the calls that it has taken are answered.  What is best so far is swapped in already while
-plans are compiled that may be better.  The same happens when the policy changes.  Whatever fails on the way leaves the
-old one in its place.  Belongs to the event loop.
+A version begins to answer with its registered program, or with the best plan that is known of it where that is opened
+as quickly.  If its policy wants more, what is not known is measured, the chosen plan is opened and warmed up beside the
+old one, one reference is swapped, and the old one leaves when the calls that it has taken are answered.  What is best
+so far is swapped in already while plans are compiled that may be better.  The same happens when the policy changes.
+Whatever fails on the way leaves the old one in its place; what fails for want of memory is tried again later, less and
+less often.  Belongs to the event loop.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from headrace_server.errors import HeadraceError
+from headrace_server.errors import DeviceOutOfMemory, HeadraceError
 from headrace_server.inference.errands import Errands
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.measurement import Measurement
@@ -29,6 +31,9 @@ from headrace_server.precision import Precision, PrecisionPolicy
 from headrace_server.tensors import Tensors
 
 MOST_PROBLEMS = 1024
+RETRY_SECONDS = 5.0
+"""After which memory is asked for again; twice as long each time."""
+MOST_RETRY_SECONDS = 300.0
 log = structlog.get_logger()
 
 
@@ -91,8 +96,12 @@ class Improving:
         slots: Slots,
         errands: Errands,
         open_resident: Callable[[ModelVersion, Planned | None], Awaitable[Resident]],
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`open_resident` gets a version and its plan, None for the registered program as it is."""
+        """`open_resident` gets a version and its plan, None for the registered program as it is.
+
+        A plan that there is no room for is tried again after `retry_seconds`, then after twice as long, and so on.
+        """
         self.planner = planner
         self._registry = registry
         self._slots = slots
@@ -101,14 +110,18 @@ class Improving:
         self._under_way: set[Key] = set()
         self._again: set[Key] = set()
         self._problems: dict[Key, str] = {}
+        self._retry_seconds = retry_seconds
+        self._delays: dict[Key, float] = {}
+        """How long those will wait next who find no room."""
+        self._waiting: set[Key] = set()
         registry.watch_serving(self._policy_changed)
 
     async def recall(self, version: ModelVersion) -> Planned | None:
-        """The plan to load a version with; None for its registered program."""
+        """The plan to load a version with, one that makes nobody wait for it; None for its registered program."""
         policy = await self._policy(version)
         if self._is_as_registered(policy):
             return None
-        return await self.planner.recall(version, policy, is_enough_so_far=True)
+        return await self.planner.recall(version, policy, is_enough_so_far=True, is_prompt=True)
 
     def follow(self, version: ModelVersion) -> None:
         """Bring a version that is loaded to its best plan, in the background.  Harmless when it is there already."""
@@ -191,6 +204,8 @@ class Improving:
         except HeadraceError as error:
             self._failed(key, str(error))
             log.warning("plans.not_improved", model=str(version.name), problem=str(error))
+            if isinstance(error, DeviceOutOfMemory):
+                self._try_later(version, key)
         except Exception as error:  # a runtime may raise anything while it opens a plan: the old one runs on
             self._failed(key, f"{type(error).__name__}: {error}")
             log.warning("plans.not_improved", model=str(version.name), exc_info=error)
@@ -202,15 +217,37 @@ class Improving:
         if len(self._problems) > MOST_PROBLEMS:
             del self._problems[next(iter(self._problems))]
 
+    def _try_later(self, version: ModelVersion, key: Key) -> None:
+        if key in self._waiting:
+            return
+        seconds = self._delays.get(key, self._retry_seconds)
+        self._delays[key] = min(2 * seconds, MOST_RETRY_SECONDS)
+        self._waiting.add(key)
+        self._errands.start(self._try_after(seconds, version, key))
+
+    async def _try_after(self, seconds: float, version: ModelVersion, key: Key) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting.discard(key)
+        if self._slots.resident(key) is None:
+            self._delays.pop(key, None)
+        elif key in self._problems:  # else something has gone well meanwhile
+            self.follow(version)
+
     async def _improve_once(self, version: ModelVersion, key: Key) -> None:
         policy = await self._policy(version)
         planned = None
         if not self._is_as_registered(policy):
             planned = await self.planner.recall(version, policy)
             if planned is None:
+                so_far = await self.planner.recall(version, policy, is_enough_so_far=True)
+                if so_far is not None:
+                    await self._try_so_far(version, key, so_far)
                 planned = await self.planner.measure(version, policy, partial(self._try_so_far, version, key))
         self._problems.pop(key, None)
         await self._swap(version, key, planned)
+        self._delays.pop(key, None)
 
     async def _try_so_far(self, version: ModelVersion, key: Key, planned: Planned) -> None:
         """Let the best so far run while measuring goes on; if it cannot, the old one does."""

@@ -13,6 +13,7 @@ from headrace_server.inference.plans.candidates import Means
 from headrace_server.inference.plans.measuring_run import MEASURE_COMMAND
 from headrace_server.inference.plans.planner import Planner
 from headrace_server.inference.programs import Programs
+from headrace_server.memory import Ledger
 from headrace_server.models.plan_records import PlanRecords
 from headrace_server.models.registry import Registry
 from headrace_server.settings import InferenceSettings, ModelSettings
@@ -51,7 +52,12 @@ async def make_engine(
     engines: list[Engine] = []
 
     def make(
-        behaviour: str = "fast", devices: Devices = DEVICES, *, can_compile: bool = False, **settings: object
+        behaviour: str = "fast",
+        devices: Devices = DEVICES,
+        *,
+        can_compile: bool = False,
+        ledger: Ledger | None = None,
+        **settings: object,
     ) -> Engine:
         values = InferenceSettings.model_validate(settings)
         script = (sys.executable, "-P", scripted_measurer.__file__, behaviour)
@@ -62,7 +68,7 @@ async def make_engine(
                 Means(can_compile=can_compile), script if behaviour else MEASURE_COMMAND,
             )  # fmt: skip
 
-        engines.append(Engine(registry, store, values, Metrics(), tmp_path / "scratch", plans=planner))
+        engines.append(Engine(registry, store, values, Metrics(), tmp_path / "scratch", plans=planner, ledger=ledger))
         return engines[-1]
 
     yield make

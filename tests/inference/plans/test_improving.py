@@ -131,7 +131,7 @@ async def test_the_best_so_far_runs_while_what_may_be_better_is_compiled(
     assert report.running == ("torch-fp16-norms32",)
 
 
-async def test_a_start_after_measuring_was_interrupted_begins_with_the_best_so_far_and_measures_the_rest(
+async def test_a_start_after_measuring_was_interrupted_takes_the_best_so_far_and_measures_the_rest(
     make_engine: MakeEngine, registry: Registry, both: ModelVersion, tmp_path: Path
 ) -> None:
     await ask_for(registry, Precision.AUTO)
@@ -140,12 +140,15 @@ async def test_a_start_after_measuring_was_interrupted_begins_with_the_best_so_f
     await until(lambda: running(engine, both) == ("torch-fp16-norms32",), SECONDS)
     await engine.close()
 
-    (tmp_path / "go").touch()
     again = make_engine(f"wait:{tmp_path / 'go'}", can_compile=True)
-    first = await again.predict(M, rows())
+    await again.load(M)
+    await until(lambda: running(again, both) == ("torch-fp16-norms32",), SECONDS)
+    meanwhile = await plans_of(again).report(both)
+    (tmp_path / "go").touch()
     report = await settled(again, both)
 
-    assert first.provenance.precision is Precision.FP16
+    assert meanwhile.measurement is not None
+    assert meanwhile.measurement.trial("torch-fp32-compiled") is None
     assert report.measurement is not None
     assert report.measurement.trial("torch-fp32-compiled") is not None
 

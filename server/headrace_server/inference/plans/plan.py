@@ -71,6 +71,16 @@ class Plan(BaseModel):
         """The name of the file that must be made for it; None where the registered program is enough."""
         return f"{self.name}{_PREPARED[self.form]}" if self.form in _PREPARED else None
 
+    def is_prompt(self, registered: ArtifactFormat) -> bool:
+        """Whether it is opened about as quickly as the `registered` program, which a version begins with otherwise.
+
+        Torch takes seconds to be imported where nothing else needs it, compiled libraries and copies in shorter floats
+        take seconds to be read, and a GPU has to be woken.
+        """
+        if self.source is not registered or self.device != CPU:
+            return False
+        return self.runtime is Runtime.ONNXRUNTIME or self == safe_plan(registered)
+
 
 def safe_plan(source: ArtifactFormat) -> Plan:
     """The registered program as it is: what every version can be run with at once."""

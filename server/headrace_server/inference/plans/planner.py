@@ -115,16 +115,20 @@ class Planner:
         return await self._shelf.find(version, digest_of(await self.environment()))
 
     async def recall(
-        self, version: ModelVersion, policy: PrecisionPolicy, *, is_enough_so_far: bool = False
+        self, version: ModelVersion, policy: PrecisionPolicy, *, is_enough_so_far: bool = False, is_prompt: bool = False
     ) -> Planned | None:
         """What an earlier measurement says about a policy, ready to be opened; None when it has to be measured.
 
-        With `is_enough_so_far` also what is best of the plans that were tried, although others were not.
+        With `is_enough_so_far` also what is best of the plans that were tried, although others were not; with
+        `is_prompt` only what is opened about as quickly as the registered program.
         """
         measurement = await self.find(version)
         if measurement is None:
             return None
         if not is_enough_so_far and not await self._covers(measurement, version, policy):
+            return None
+        registered = next(format_ for format_ in PROGRAM_FORMATS if version.artifact(format_) is not None)
+        if is_prompt and not all(plan.is_prompt(registered) for plan in self.decide(measurement, policy).plans):
             return None
         try:
             return await self._ready(version, measurement, policy)
