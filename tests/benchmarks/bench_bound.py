@@ -31,7 +31,7 @@ from headrace_server.models.onnx_signature import read_signature
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
 from tests.benchmarks.serving import tables, triton
-from tests.benchmarks.serving.environments import BUILD
+from tests.benchmarks.serving.places import BUILD
 from tests.benchmarks.serving.quiet import Others
 from tests.benchmarks.serving.rounds import under_load
 from tests.benchmarks.serving.servers import check
