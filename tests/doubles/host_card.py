@@ -86,4 +86,5 @@ def broken() -> DeviceBroken:
 def _at(address: int, num_rows: int, data_type: DataType, row_elements: int) -> Array:
     nbytes = num_rows * row_elements * data_type.dtype.itemsize
     memory = (ctypes.c_char * nbytes).from_address(address)
-    return np.frombuffer(memory, data_type.dtype).reshape(num_rows, row_elements)
+    elements: Array = np.frombuffer(memoryview(memory), np.uint8).view(data_type.dtype)
+    return elements.reshape(num_rows, row_elements)

@@ -59,7 +59,7 @@ async def test_a_lost_device_makes_the_server_unready_drain_and_end_with_3(
         headrace.Client(f"127.0.0.1:{port}") as client,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
-        watching = HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))  # type: ignore[no-untyped-call]
+        watching = HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
         under_way = asyncio.create_task(client.predict("models/other", {"x": np.full((1, 2), WAIT, np.float32)}))
         await until((tmp_path / "under_way").exists)

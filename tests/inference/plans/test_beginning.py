@@ -14,7 +14,7 @@ from torch import nn
 
 from headrace_server.inference.engine import Engine
 from headrace_server.inference.improving import PlanState
-from headrace_server.inference.plans import sessions
+from headrace_server.inference.plans import opening, sessions
 from headrace_server.inference.plans.plan import Form, Plan, Runtime
 from headrace_server.memory import RESERVE_BYTES, Ledger
 from headrace_server.models.registry import Registry
@@ -59,7 +59,7 @@ class Room:
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> Door:
     door = Door()
-    real = sessions.open_plan
+    real = opening.open_plan
 
     def open_plan(*args: Any, **keywords: Any) -> Any:
         door.num_asked += 1

@@ -66,7 +66,7 @@ class CudaCard:
         self._torch = torch
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # Graphs of a lane never run at the same time, and what one has left is fetched before the next: they share.
-        self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def working(self) -> Iterator[None]:
