@@ -5,8 +5,27 @@ from collections.abc import Callable
 
 import grpc
 
-from headrace.training.v1 import training_event_pb2 as event_pb, training_service_pb2 as pb
+from headrace.training.v1 import (
+    training_event_pb2 as event_pb,
+    training_job_pb2 as job_pb,
+    training_service_pb2 as pb,
+)
 from tests.doubles.server_process import Callers
+
+
+def is_step(event: event_pb.TrainingEvent) -> bool:
+    """Whether it tells of a step."""
+    return event.HasField("step_completed")
+
+
+def is_checkpoint(event: event_pb.TrainingEvent) -> bool:
+    """Whether it tells of a checkpoint that is kept."""
+    return event.HasField("checkpoint_saved")
+
+
+def is_now(state: "job_pb.TrainingJob.State.ValueType") -> Callable[[event_pb.TrainingEvent], bool]:
+    """Whether an event tells that the job has reached this state."""
+    return lambda event: event.HasField("state_changed") and event.state_changed.to == state
 
 
 class Watcher:

@@ -8,21 +8,14 @@ import grpc
 import psutil
 import pytest
 
-from headrace.training.v1 import training_event_pb2 as event_pb, training_job_pb2 as job_pb, training_service_pb2 as pb
+from headrace.training.v1 import training_job_pb2 as job_pb, training_service_pb2 as pb
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import ServerProcess, end_processes_of, running
 from tests.doubles.until import until
-from tests.doubles.watcher import Watcher
+from tests.doubles.watcher import Watcher, is_now, is_step
 
 PROMISED_SECONDS = 5.0
-
-
-def is_recovering(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("state_changed") and event.state_changed.to == job_pb.TrainingJob.STATE_RECOVERING
-
-
-def is_step(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("step_completed")
+is_lost = is_now(job_pb.TrainingJob.STATE_RECOVERING)
 
 
 async def first_agent(server: ServerProcess) -> psutil.Process:
@@ -43,14 +36,14 @@ async def test_an_agent_that_is_killed_before_and_after_it_attached_is_replaced_
 
             (await first_agent(server)).kill()
             killed_at = time.monotonic()
-            lost = await watcher.saw(is_recovering)
+            lost = await watcher.saw(is_lost)
             assert time.monotonic() - killed_at < PROMISED_SECONDS
             assert "was ended by SIGKILL before it attached" in lost.state_changed.message
 
             step = await watcher.saw(is_step)
             (await first_agent(server)).kill()
             killed_at = time.monotonic()
-            lost = await watcher.saw(is_recovering, step.sequence)
+            lost = await watcher.saw(is_lost, step.sequence)
             assert time.monotonic() - killed_at < PROMISED_SECONDS
             assert "was ended by SIGKILL;" in lost.state_changed.message
 
@@ -97,7 +90,7 @@ async def test_an_agent_that_has_told_of_its_trainers_death_ends_by_itself(tmp_p
             (await first_agent(server)).children()[0].kill()
 
             assert await asyncio.wait_for(watching, 100) is grpc.StatusCode.OK
-            assert any(is_recovering(event) for event in watcher.events)
+            assert any(is_lost(event) for event in watcher.events)
             assert [line for line in server.lines if "killed" in line["event"]] == []
     finally:
         end_processes_of(data)

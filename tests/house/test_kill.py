@@ -13,21 +13,9 @@ from headrace.type.v1 import tensor_pb2
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import Callers, end_processes_of, running
 from tests.doubles.until import until
-from tests.doubles.watcher import Watcher
+from tests.doubles.watcher import Watcher, is_checkpoint, is_now, is_step
 
 RUNNING = job_pb.TrainingJob.STATE_RUNNING
-
-
-def is_step(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("step_completed")
-
-
-def is_checkpoint(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("checkpoint_saved")
-
-
-def is_running(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("state_changed") and event.state_changed.to == RUNNING
 
 
 def trainer_of(agent: psutil.Process) -> psutil.Process:
@@ -74,11 +62,11 @@ async def test_a_job_survives_the_death_of_its_trainer_its_agent_and_the_server(
             at = await past_a_checkpoint(watcher)
             trainer_of(server.agents()[0]).kill()
 
-            at = (await watcher.saw(is_running, at)).sequence
+            at = (await watcher.saw(is_now(RUNNING), at)).sequence
             at = await past_a_checkpoint(watcher, at)
             server.agents()[0].kill()
 
-            at = (await watcher.saw(is_running, at)).sequence
+            at = (await watcher.saw(is_now(RUNNING), at)).sequence
             at = await past_a_checkpoint(watcher, at)
             agent = server.agents()[0]
             await server.kill()

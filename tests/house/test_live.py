@@ -28,17 +28,13 @@ from tests.doubles.flowers import flowers, learn_flowers, upload_flowers
 from tests.doubles.refusal import info_of
 from tests.doubles.server_process import Callers, end_processes_of, running
 from tests.doubles.until import until
-from tests.doubles.watcher import Watcher
+from tests.doubles.watcher import Watcher, is_checkpoint
 
 NUM_ROWS = 4000
 ROWS = {
     "length": np.linspace(-2, 2, 16, dtype=np.float32),
     "width": np.linspace(2, -1, 16, dtype=np.float32),
 }
-
-
-def is_checkpoint(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("checkpoint_saved")
 
 
 def trainer_of(agent: psutil.Process) -> psutil.Process:

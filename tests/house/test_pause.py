@@ -1,7 +1,6 @@
 """Jobs that rest and give way, with real workers: nothing of them stays, and they end as if uninterrupted."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -17,18 +16,10 @@ from headrace_server.launchers.processes import is_alive
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import Callers, end_processes_of, running
 from tests.doubles.until import until
-from tests.doubles.watcher import Watcher
+from tests.doubles.watcher import Watcher, is_now, is_step
 
 State = job_pb.TrainingJob.State
 EPOCHS = 120
-
-
-def is_step(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("step_completed")
-
-
-def reached(state: "job_pb.TrainingJob.State.ValueType") -> Callable[[event_pb.TrainingEvent], bool]:
-    return lambda event: event.HasField("state_changed") and event.state_changed.to == state
 
 
 async def result_of(callers: Callers, job: str) -> tuple[job_pb.TrainingJob, event_pb.EvaluationCompleted]:
@@ -56,7 +47,7 @@ async def test_a_paused_training_leaves_no_process_survives_a_kill_and_ends_as_i
             await watcher.saw(is_step)
 
             answer = await callers.training.PauseTrainingJob(pb.PauseTrainingJobRequest(name=name))
-            await watcher.saw(reached(State.STATE_PAUSED))
+            await watcher.saw(is_now(State.STATE_PAUSED))
 
             assert answer.job.state == State.STATE_PAUSING
             await until(lambda: server.agents() == [])

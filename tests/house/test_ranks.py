@@ -10,7 +10,6 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from headrace.training.v1 import (
-    training_event_pb2 as event_pb,
     training_job_pb2 as job_pb,
     training_service_pb2 as pb,
     training_spec_pb2 as spec_pb,
@@ -19,7 +18,7 @@ from headrace_server.launchers.processes import is_alive
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import ServerProcess, end_processes_of, running
 from tests.doubles.until import until
-from tests.doubles.watcher import Watcher
+from tests.doubles.watcher import Watcher, is_checkpoint, is_now, is_step
 
 NUM_CORES = len(os.sched_getaffinity(0))
 
@@ -29,18 +28,6 @@ needs_two_cores = pytest.mark.skipif(NUM_CORES < 2, reason="each rank needs a pr
 State = job_pb.TrainingJob.State
 TWO = spec_pb.Resources(ranks=2, device=spec_pb.Resources.DEVICE_CPU, cpu_threads=1)
 OFTEN = spec_pb.CheckpointPolicy(period=Duration(seconds=1))
-
-
-def is_step(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("step_completed")
-
-
-def is_saved(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("checkpoint_saved")
-
-
-def is_recovering(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("state_changed") and event.state_changed.to == State.STATE_RECOVERING
 
 
 def ranks_of(server: ServerProcess) -> dict[int, psutil.Process]:
@@ -69,14 +56,14 @@ async def test_a_rank_that_is_killed_takes_its_world_down_and_the_job_goes_on_fr
                 learn_flowers("j", epochs=150, resources=TWO, checkpoints=OFTEN, deterministic=True)
             )
             watching = asyncio.ensure_future(watcher.watch(callers))
-            saved = await watcher.saw(is_saved)
+            saved = await watcher.saw(is_checkpoint)
             ranks = ranks_of(server)
             assert sorted(ranks) == [0, 1]
             first = server.processes_of_jobs()
 
             ranks[1].kill()
 
-            lost = await watcher.saw(is_recovering, saved.sequence)
+            lost = await watcher.saw(is_now(State.STATE_RECOVERING), saved.sequence)
             assert "SIGKILL" in lost.state_changed.message
             assert "continues from the checkpoint" in lost.state_changed.message
             await until(lambda: not any(is_alive(process) for process in first), seconds=60)

@@ -18,20 +18,12 @@ from headrace_server.launchers.processes import is_alive
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import end_processes_of, running
 from tests.doubles.until import until
-from tests.doubles.watcher import Watcher
+from tests.doubles.watcher import Watcher, is_checkpoint, is_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 State = job_pb.TrainingJob.State
 OFTEN = spec_pb.CheckpointPolicy(period=Duration(seconds=1))
-
-
-def is_step(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("step_completed")
-
-
-def is_saved(event: event_pb.TrainingEvent) -> bool:
-    return event.HasField("checkpoint_saved")
 
 
 def is_warned(event: event_pb.TrainingEvent) -> bool:
@@ -47,7 +39,7 @@ async def test_a_training_outlives_a_store_that_is_away_for_a_while(tmp_path: Pa
             await upload_flowers(callers)
             await callers.training.StartTraining(learn_flowers("j", epochs=400, checkpoints=OFTEN))
             watching = asyncio.ensure_future(watcher.watch(callers))
-            await watcher.saw(is_saved)
+            await watcher.saw(is_checkpoint)
 
             store.rename(elsewhere)
             warned = await watcher.saw(is_warned)
@@ -55,7 +47,7 @@ async def test_a_training_outlives_a_store_that_is_away_for_a_while(tmp_path: Pa
             await watcher.saw(is_step, warned.sequence)
             elsewhere.rename(store)
 
-            await watcher.saw(is_saved, warned.sequence)
+            await watcher.saw(is_checkpoint, warned.sequence)
             assert await asyncio.wait_for(watching, 200) is grpc.StatusCode.OK
             job = (await callers.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))).job
             assert job.state == State.STATE_SUCCEEDED, job
@@ -75,7 +67,7 @@ async def test_a_training_ends_with_the_evidence_when_the_store_stays_away_and_l
             await upload_flowers(callers)
             await callers.training.StartTraining(learn_flowers("j", epochs=100_000, checkpoints=OFTEN))
             watching = asyncio.ensure_future(watcher.watch(callers))
-            await watcher.saw(is_saved)
+            await watcher.saw(is_checkpoint)
             processes = server.processes_of_jobs()
             assert len(processes) >= 2
 

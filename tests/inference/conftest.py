@@ -1,7 +1,7 @@
 """An engine on an empty registry."""
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -15,6 +15,7 @@ from headrace_server.models.version import ModelVersion
 from headrace_server.settings import InferenceSettings, ModelSettings
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.telemetry.metrics import Metrics
+from tests.doubles.scripted_backend import ScriptedBackend
 
 MakeEngine = Callable[..., Engine]
 Publish = Callable[..., Awaitable[ModelVersion]]
@@ -71,3 +72,11 @@ def publish(registry: Registry, tmp_path: Path) -> Publish:
         return await registry.serve_path(model, path)
 
     return publish
+
+
+@pytest.fixture
+def backend() -> Iterator[ScriptedBackend]:
+    """At the end it is let go, whatever it was told to wait for."""
+    backend = ScriptedBackend()
+    yield backend
+    backend.may_open.set()

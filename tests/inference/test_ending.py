@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -34,13 +33,6 @@ def rows(*values: float) -> dict[str, Array]:
 
 def value_of(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(name, labels) or 0
-
-
-@pytest.fixture
-def backend() -> Iterator[ScriptedBackend]:
-    backend = ScriptedBackend()
-    yield backend
-    backend.may_open.set()
 
 
 async def test_a_caller_who_leaves_frees_his_place_and_disturbs_nobody(

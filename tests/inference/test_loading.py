@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -38,13 +37,6 @@ def rows(*values: float) -> dict[str, Array]:
 
 def value_of(metrics: Metrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(name, labels) or 0
-
-
-@pytest.fixture
-def backend() -> Iterator[ScriptedBackend]:
-    backend = ScriptedBackend()
-    yield backend
-    backend.may_open.set()
 
 
 async def test_concurrent_first_calls_load_a_version_once(
