@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "door/credentials.h"
+#include "door/latecomers.h"
 #include "door/onward.h"
 #include "door/passage.h"
 #include "door/queue.h"
@@ -38,6 +39,11 @@ int num_queues(int wanted) {
   return wanted > 0 ? wanted : std::max(1, static_cast<int>(std::thread::hardware_concurrency() / 4));
 }
 
+// How long callers who come again and again, however often they are sent away, may keep the door from closing.
+constexpr std::chrono::duration<double> kMostQuietSeconds{0.5};
+// So long after gRPC has begun to tell connections that they shall not be used any more, they have heard.
+constexpr std::chrono::duration<double> kTellingSeconds{0.1};
+
 int as_int(std::int64_t value) { return static_cast<int>(std::min<std::int64_t>(value, INT32_MAX)); }
 
 }  // namespace
@@ -48,7 +54,8 @@ class Door::Parts {
       : options(std::move(chosen)),
         plane(std::move(answering)),
         onward(options),
-        admission(options) {
+        admission(options),
+        latecomers(admission, options.gone) {
     for (std::size_t index = 0; plane != nullptr && index < plane::kMethodNames.size(); ++index) {
       methods.emplace("/" + std::string(plane::kMethodNames[index]), static_cast<plane::Method>(index));
     }
@@ -80,6 +87,7 @@ class Door::Parts {
 
   // A call has come.
   void receive(Served& call) {
+    if (latecomers.are_expected()) return latecomers.receive(call);
     const auto found = methods.find(call.caller().method());
     if (found == methods.end()) {
       pass(onward, admission, call);
@@ -94,6 +102,7 @@ class Door::Parts {
   const std::shared_ptr<plane::Plane> plane;
   Onward onward;
   Admission admission;
+  Latecomers latecomers;
   const Served::Receive received = [this](Served& call) { receive(call); };
   std::unordered_map<std::string, plane::Method> methods;  // what the plane answers, by path
   int port = 0;
@@ -126,17 +135,24 @@ void Door::open() { parts_->onward.set_there(); }
 
 void Door::close(double grace_seconds) {
   if (parts_->server == nullptr) return;
-  parts_->is_closing.store(true, std::memory_order_release);
-  const auto grace = std::chrono::duration_cast<std::chrono::system_clock::duration>(
-      std::chrono::duration<double>(std::max(grace_seconds, 0.0)));
-  parts_->server->Shutdown(std::chrono::system_clock::now() + grace);
+  std::chrono::duration<double> grace(std::max(grace_seconds, 0.0));
+  Latecomers& latecomers = parts_->latecomers;
+  latecomers.expect();
+  latecomers.wait_until_quiet(std::min(grace, kMostQuietSeconds));
+  parts_->is_closing.store(true);
+  if (latecomers.is_hurried()) grace = grace.zero();
+  std::thread farewell([&] { latecomers.send_away_after(std::min(grace, kTellingSeconds)); });
+  parts_->server->Shutdown(std::chrono::system_clock::now() +
+                           std::chrono::duration_cast<std::chrono::system_clock::duration>(grace));
+  farewell.join();
   parts_->server->Wait();
   for (const auto& queue : parts_->queues) queue->close();
 }
 
 void Door::hurry() {
+  parts_->latecomers.hurry();
   // gRPC allows this only for a server that is shutting down, and its C++ face waits for the first shutdown to end.
-  if (parts_->server != nullptr && parts_->is_closing.load(std::memory_order_acquire)) {
+  if (parts_->server != nullptr && parts_->is_closing.load()) {
     grpc_server_cancel_all_calls(parts_->server->c_server());
   }
 }

@@ -314,5 +314,34 @@ TEST_CASE("closing waits for what is under way, and hurrying does not") {
   CHECK(street.door().calls_in_flight() == 0);
 }
 
+TEST_CASE("whoever comes again and again while the door closes is sent away with the reason") {
+  Street street;
+  std::thread slow([&] { CHECK(!street.call(kPredict, "wait").status.ok()); });
+  REQUIRE(wait_until([&] { return street.door().calls_in_flight() == 1; }));
+  std::vector<std::thread> callers;
+  std::atomic<int> num_answered{0}, num_sent_away{0};
+  for (int caller = 0; caller < 16; ++caller) {
+    callers.emplace_back([&] {
+      Ending ending;
+      do {
+        ending = street.call(kPredict, "echo");
+        if (ending.status.ok()) ++num_answered;
+      } while (ending.status.ok());
+      CHECK_MESSAGE(ending.status.error_message() == "gone", ending.status.error_message());
+      CHECK(ending.status.error_details() == "details");
+      CHECK(ending.trailers.find("x-request-id")->second == "an-id");
+      ++num_sent_away;
+    });
+  }
+  REQUIRE(wait_until([&] { return num_answered > 500; }));
+  std::thread closer([&] { street.door().close(60); });
+  CHECK(wait_until([&] { return num_sent_away == 16; }));
+  for (std::thread& caller : callers) caller.join();
+  CHECK(wait_until([&] { return street.door().calls_in_flight() == 1; }));
+  street.door().hurry();
+  slow.join();
+  closer.join();
+}
+
 }  // namespace
 }  // namespace headrace::door
