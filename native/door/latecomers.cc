@@ -11,12 +11,6 @@ using Clock = std::chrono::steady_clock;
 // Longer than clients usually wait before they try again what was refused for the first time.
 constexpr std::chrono::milliseconds kQuiet{50};
 
-class SentAway final : public Reactor {
- public:
-  SentAway(Served& call, const grpc::Status& status) : Reactor(call) { Finish(status); }
-  void OnDone() override { delete this; }
-};
-
 }  // namespace
 
 class Latecomers::Kept final : public Reactor {
@@ -45,10 +39,7 @@ void Latecomers::expect() {
 
 void Latecomers::receive(Served& call) {
   const std::optional<grpc::Status> refusal = admission_.enter(call.caller());
-  if (refusal) {
-    new SentAway(call, *refusal);
-    return;
-  }
+  if (refusal) return turn_away(call, *refusal);
   auto* const kept = new Kept(*this, call);
   {
     const std::lock_guard lock(mutex_);

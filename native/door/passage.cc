@@ -10,12 +10,6 @@ namespace {
 
 using grpc::ByteBuffer;
 
-class Refusal final : public Reactor {
- public:
-  Refusal(Served& call, const grpc::Status& status) : Reactor(call) { Finish(status); }
-  void OnDone() override { delete this; }
-};
-
 // One call: the caller's side of it.  The side of the complete server is `ahead_`.
 //
 // Both live on one queue, so no two things happen here at a time.  Either side ends only when nothing more can happen
@@ -131,7 +125,7 @@ class Passing final : public Reactor {
 
 void pass(Onward& onward, Admission& admission, Served& call) {
   if (const auto refusal = admission.enter(call.caller())) {
-    new Refusal(call, *refusal);
+    turn_away(call, *refusal);
   } else {
     new Passing(onward, admission, call);
   }

@@ -76,4 +76,13 @@ void Reactor::Finish(const grpc::Status& status) {
   call_.stream_.Finish(status, static_cast<Event*>(&call_.finished_));
 }
 
+void turn_away(Served& call, const grpc::Status& status) {
+  class Refusal final : public Reactor {
+   public:
+    using Reactor::Reactor;
+    void OnDone() override { delete this; }
+  };
+  (new Refusal(call))->Finish(status);
+}
+
 }  // namespace headrace::door

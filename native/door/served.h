@@ -96,4 +96,7 @@ class Reactor {
   Served& call_;
 };
 
+// Ends a call that nobody reacts to.
+void turn_away(Served& call, const grpc::Status& status);
+
 }  // namespace headrace::door

@@ -18,12 +18,6 @@ namespace {
 
 using grpc::ByteBuffer;
 
-class Refusal final : public Reactor {
- public:
-  Refusal(Served& call, const grpc::Status& status) : Reactor(call) { Finish(status); }
-  void OnDone() override { delete this; }
-};
-
 // One message on its way to the complete server; keeps itself until it has ended.
 class Part final : public AskedOnce, public plane::PassedCall {
  public:
@@ -132,7 +126,7 @@ class Streaming final : public Reactor, public plane::Stream {
 
 void converse(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method, Served& call) {
   if (const auto refusal = admission.enter(call.caller())) {
-    new Refusal(call, *refusal);
+    turn_away(call, *refusal);
   } else {
     (new Streaming(plane, onward, admission, method, call))->start();
   }

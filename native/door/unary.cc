@@ -14,12 +14,6 @@
 namespace headrace::door {
 namespace {
 
-class Refusal final : public Reactor {
- public:
-  Refusal(Served& call, const grpc::Status& status) : Reactor(call) { Finish(status); }
-  void OnDone() override { delete this; }
-};
-
 class Answering final : public Reactor, public plane::Responder {
  public:
   Answering(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method, Served& call)
@@ -136,7 +130,7 @@ plane::CallInfo info_of(const Caller& caller) {
 
 void answer(plane::Plane& plane, Onward& onward, Admission& admission, plane::Method method, Served& call) {
   if (const auto refusal = admission.enter(call.caller())) {
-    new Refusal(call, *refusal);
+    turn_away(call, *refusal);
   } else {
     new Answering(plane, onward, admission, method, call);
   }
