@@ -22,6 +22,8 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 import headrace  # noqa: E402
+from tests.benchmarks.serving import tables  # noqa: E402
+from tests.benchmarks.serving.quiet import Others  # noqa: E402
 from tests.doubles import onnx_models  # noqa: E402
 from tests.doubles.server_process import running  # noqa: E402
 
@@ -56,17 +58,20 @@ async def main(num_calls: int, num_rounds: int, redis: str) -> int:
             target = f"127.0.0.1:{(await server.logged('house.open'))['port']}"
             async with headrace.Client(target) as client:
                 await client.update_model("m", cache=True)
+                before = Others.now()
                 for _ in range(num_rounds):
                     questions = rng.normal(size=(num_calls, SIZES[0])).astype(np.float32)
                     results.setdefault("computed", []).extend(await ask(client, questions, wants_kept=False))
                     same = np.repeat(questions[-1:], num_calls, axis=0)
                     results.setdefault("from memory", []).extend(await ask(client, same, wants_kept=True))
                 last = questions
+                cores = Others.now().cores_since(before)
         if redis:
             async with running(Path(folder) / "data", *options, "--set", "inference.cache_bytes=0") as (server, _):
                 target = f"127.0.0.1:{(await server.logged('house.open'))['port']}"
                 async with headrace.Client(target) as client:
                     results["from Redis"] = await ask(client, last, wants_kept=True)
+    print(f"{tables.machine()}\n{num_rounds} rounds; other programs had {cores:.2f} cores\n")
     print("| answer | p50, ms | p99, ms | calls |\n|---|---|---|---|")
     for name, latencies in results.items():
         print(line(name, latencies))
