@@ -27,11 +27,13 @@ from tests.inference.plans.programs import BATCH, signature, torch_sources
 class Opened:
     """A session with the cards that it has opened."""
 
-    def __init__(self, module: nn.Module, folder: Path, precision: Precision = Precision.FP32) -> None:
+    def __init__(
+        self, module: nn.Module, folder: Path, precision: Precision = Precision.FP32, *, keeps_norms: bool = False
+    ) -> None:
         (path,) = torch_sources(module, folder, 4).values()
         self.cards: list[HostCard] = []
         of = signature(4, 3)
-        call = flat_call(torch.export.load(str(path)), precision, keeps_norms=False)
+        call = flat_call(torch.export.load(str(path)), precision, keeps_norms=keeps_norms)
         self.session = GraphSession(call, order_of(path, of), self._open_card, precision, is_batchable=True)
 
     def _open_card(self) -> HostCard:
@@ -92,6 +94,19 @@ def test_rows_are_converted_to_what_the_program_takes_on_the_way_to_its_graph(la
     assert graph.inputs[0].dtype is torch.bfloat16
     assert set(opened.card.gathered) == {(3, DataType.FP32, DataType.BF16)}
     assert graph.inputs[0][:3].float().numpy() == pytest.approx(numbers(3), rel=0.01)
+
+
+@pytest.mark.parametrize("keeps_norms", [False, True])
+def test_norms_may_stay_in_32_bits_although_rows_come_in_16(tmp_path: Path, *, keeps_norms: bool) -> None:
+    module = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3), nn.Softmax(-1))
+    opened = Opened(module, tmp_path, Precision.FP16, keeps_norms=keeps_norms)
+
+    answers = [opened.run(3), opened.run(3)]
+
+    expected = module(torch.from_numpy(numbers(3))).detach().numpy()
+    assert answers[0].dtype == np.float32
+    assert np.allclose(answers[0], expected, atol=0.01)
+    assert np.allclose(answers[1], expected, atol=0.01)
 
 
 def test_a_recording_sees_real_rows_everywhere(tmp_path: Path) -> None:
