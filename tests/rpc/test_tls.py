@@ -213,7 +213,7 @@ def test_the_command_line_speaks_tls(server: Pair, authority: Authority) -> None
 
     async def ask() -> Any:
         async with open_door(**files(server)) as opened:
-            words = ["--tls-ca", str(authority.file), "jobs", "--server", f"127.0.0.1:{opened.port}", "--json"]
+            words = ["--tls-ca", str(authority.file), "jobs", "list", "--server", f"127.0.0.1:{opened.port}", "--json"]
             return await asyncio.to_thread(CliRunner().invoke, app, words)
 
     result = asyncio.run(ask())
@@ -227,7 +227,7 @@ def test_the_command_line_names_a_file_that_is_missing(tmp_path: Path) -> None:
 
     from headrace.cli.app import app
 
-    result = CliRunner().invoke(app, ["--tls-ca", str(tmp_path / "none.pem"), "jobs"])
+    result = CliRunner().invoke(app, ["--tls-ca", str(tmp_path / "none.pem"), "jobs", "list"])
 
     assert result.exit_code == 2
     assert "none.pem" in result.output

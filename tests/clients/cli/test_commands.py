@@ -241,15 +241,15 @@ def test_a_full_queue_says_when_to_come_back(headrace: Headrace, server: Scripte
 
 
 def test_nobody_there_is_said_with_advice(headrace: Headrace) -> None:
-    result = headrace("jobs", "--server", "127.0.0.1:1")
+    result = headrace("jobs", "list", "--server", "127.0.0.1:1")
 
     assert result.exit_code == 6
     assert result.stderr.startswith("headrace: no server answers at 127.0.0.1:1; `headrace-server serve` starts one")
 
 
 def test_jobs_are_listed(headrace: Headrace) -> None:
-    assert "p0 " in headrace("jobs").stdout
-    assert len(parsed(headrace("jobs", "--json", "--limit", 5))) == 5
+    assert "p0 " in headrace("jobs", "list").stdout
+    assert len(parsed(headrace("jobs", "list", "--json", "--limit", 5))) == 5
 
 
 def test_cancelling_passes_on_how_and_why(headrace: Headrace, server: ScriptedServer) -> None:
@@ -354,7 +354,7 @@ async def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     async with server.listen():
         read, write = os.pipe()
         process = await asyncio.create_subprocess_exec(
-            *COMMAND, "jobs", "--json", "--server", server.target, stdout=write, stderr=asyncio.subprocess.PIPE
+            *COMMAND, "jobs", "list", "--json", "--server", server.target, stdout=write, stderr=asyncio.subprocess.PIPE
         )
         os.close(write)
         os.close(read)

@@ -25,7 +25,10 @@ Reason = Annotated[str, typer.Option(help="Why, for whoever reads the history.")
 _STATE_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
 
 jobs = typer.Typer(
-    name="jobs", help="List and compare trainings; pause, resume, cancel or delete one.", rich_markup_mode="rich"
+    name="jobs",
+    help="List and compare trainings; pause, resume, cancel or delete one.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
 )
 
 
@@ -79,9 +82,8 @@ async def follow_to_the_end(run: TrainingRun, server: str, as_json: bool) -> Non
         console().print(f"[green]✓[/] {describe_end(run.job)}", soft_wrap=True)
 
 
-@jobs.callback(invoke_without_command=True)
-def list_jobs(
-    context: typer.Context,
+@jobs.command("list")
+def list_(
     state: Annotated[str, typer.Option(help="Only jobs in this state, for example RUNNING.")] = "",
     model: Annotated[str, typer.Option(help="Only jobs for this model.")] = "",
     filter_: Annotated[str, typer.Option("--filter", help="Conditions in the contract's form, joined by AND.")] = "",
@@ -89,9 +91,7 @@ def list_jobs(
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
-    """List trainings, newest first; or do something with one."""
-    if context.invoked_subcommand is not None:
-        return
+    """List trainings, newest first."""
     conditions = [
         *([filter_] if filter_ else []),
         *([f"state = {state.upper()}"] if state else []),
@@ -104,7 +104,7 @@ def list_jobs(
             print_json(found)
             return
         columns = ("JOB", "STATE", "DONE", "DATA SET", "MODEL", "STARTED")
-        print_table(console(), columns, map(_row, found), "There are no such jobs.")
+        print_table(console(), columns, map(_row, found), "There are no such jobs.", whole=("JOB",))
 
     perform(server, as_json, work)
 

@@ -75,7 +75,8 @@ def _print_plan(to: Console, plan: Plan) -> None:
     )
     if plan.trials:
         columns = ("PLAN", "ROWS", "ROWS/S", "ERROR", "COSINE", "AGREE", "MEMORY", "")
-        print_table(to, columns, _lines(plan), "")
+        print_table(to, columns, _lines(plan), "", whole=columns[1:])
+        print_fields(to, ((trial.name, trial.refusal) for trial in plan.trials))
 
 
 def _lines(plan: Plan) -> Iterator[tuple[str, ...]]:
@@ -85,10 +86,11 @@ def _lines(plan: Plan) -> Iterator[tuple[str, ...]]:
         figures = _worst(trial)
         memory = describe_bytes(trial.resident_bytes) if trial.resident_bytes else ""
         if not sizes:
-            yield (trial.name, "", "", *figures, memory, trial.refusal)
+            yield (trial.name, "", "", *figures, memory, "refused" if trial.refusal else "")
         for index, speed in enumerate(sizes):
             rate = speed.rows / max(speed.duration.ToTimedelta().total_seconds(), 1e-9)
-            chosen = "chosen" if _runs(plan, trial.name, speed.rows) else trial.refusal if index == 0 else ""
+            refused = "refused" if trial.refusal and index == 0 else ""
+            chosen = "chosen" if _runs(plan, trial.name, speed.rows) else refused
             shown = (trial.name, *figures, memory) if index == 0 else ("", "", "", "", "")
             yield (shown[0], str(speed.rows), f"{rate:,.0f}", *shown[1:], chosen)
 
