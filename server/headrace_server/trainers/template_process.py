@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from headrace_server.errors import HeadraceError, InvalidSpec, Violation
 from headrace_server.models.onnx_weights import LARGEST_PROGRAM_BYTES, put_weights
 from headrace_server.models.version import Parity
+from headrace_server.niceness import be_nice
 from headrace_server.trainers.failures import TrainingFailure
 from headrace_server.trainers.process import FAILED, FINISHED, UNREADABLE
 from headrace_server.trainers.template import FAILURE, PROGRAM, TEMPLATE, Template, TemplateFailure, TemplateOrder
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValidationError) as error:
         sys.stderr.write(f"{arguments[0]}: {error}\n")
         return UNREADABLE
-    os.nice(NICENESS)
+    be_nice(os.getpid(), NICENESS)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         make_template(order)

@@ -6,8 +6,6 @@ without a word the others cannot go on, and wait for it without end: the world i
 """
 
 import asyncio
-import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from headrace_server.launchers.launcher import Formation
 from headrace_server.launchers.processes import name_of_signal
+from headrace_server.niceness import be_nice
 from headrace_server.trainers.job_file import JobFile
 from headrace_server.trainers.reports import ProfileCommand, StopCommand
 from headrace_server.worker.output import Output
@@ -78,7 +77,7 @@ class World:
                         start.command, start.job_file, start.folder, environment, output, first_rank + local
                     )
                 if start.gives_way:
-                    await asyncio.to_thread(_lower_priority, trainer.pid)
+                    await asyncio.to_thread(be_nice, trainer.pid, NICENESS)
                 ranks.append(trainer)
                 tree.root(trainer.pid)
         except BaseException:
@@ -165,11 +164,3 @@ def _rank_variables(rank: int, local: int, start: TrainerStart, address: str) ->
         "MASTER_ADDR": host,
         "MASTER_PORT": port,
     }
-
-
-def _lower_priority(pid: int) -> None:
-    """Let everybody else have the processor first.  Each thread has a priority of its own; later ones inherit it."""
-    with contextlib.suppress(OSError):  # a process that is gone has none
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), NICENESS)

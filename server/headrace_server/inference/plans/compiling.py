@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from headrace_server.inference.plans.ending import die_with_parent
 from headrace_server.inference.plans.plan import Plan
+from headrace_server.niceness import be_nice
 from headrace_server.precision import Precision
 from headrace_server.tensors import Signature
 
@@ -65,7 +66,7 @@ def compile_apart(request: CompileRequest, seconds: float) -> None:
 def main(arguments: list[str]) -> int:
     """Compile what the file named by the only argument asks for."""
     die_with_parent()
-    os.setpriority(os.PRIO_PROCESS, 0, LEAST_PRIORITY)
+    be_nice(os.getpid(), LEAST_PRIORITY)
     warnings.simplefilter("ignore")  # of exporters, about themselves
     _compile(CompileRequest.model_validate_json(Path(arguments[0]).read_bytes()))
     return 0

@@ -21,6 +21,7 @@ from headrace_server.inference.plans.measurement import Trial
 from headrace_server.inference.plans.measuring import LINE, RESULTS_FILE, Begun, MeasureJob, Tried, Trying
 from headrace_server.inference.plans.plan import Plan
 from headrace_server.launchers.process import clean_environment
+from headrace_server.niceness import be_nice
 
 MEASURE_COMMAND = (sys.executable, "-P", "-m", "headrace_server.inference.plans.measuring")
 LAST_WORDS_BYTES = 2000
@@ -100,8 +101,7 @@ async def _run_once(job: MeasureJob, deadline: float, command: Sequence[str], he
             start_new_session=True,
         )
     try:
-        with contextlib.suppress(PermissionError, ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, POLITENESS)
+        await asyncio.to_thread(be_nice, process.pid, POLITENESS)
         async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
             if heard is None:
                 code = await process.wait()
