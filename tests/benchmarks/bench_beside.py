@@ -5,7 +5,8 @@
 
 Capacity is what a closed loop of 8 callers gets alone.  Then calls come at random moments at 10, 50 and 80 % of it:
 alone, beside a training that takes what it can get (EXCLUSIVE), and beside one that gives way (YIELD).  The training is
-a small convolutional network; its speed is told as a share of what it has with no predictions beside it.
+a small convolutional network on as many threads as there are processors; its speed is told as a share of what it has
+with no predictions beside it.
 
 Each figure is printed when it is there, and a table of all of them in Markdown at the end.  One mode takes about a
 minute a round; runs that are to be compared, but not made in one go, need the same `--capacity`.
@@ -31,10 +32,12 @@ from tests.benchmarks.serving import arguments, tables
 from tests.benchmarks.serving.headrace import serve
 from tests.benchmarks.serving.load import Found, Load
 from tests.benchmarks.serving.rounds import MOST_CONNECTIONS, under_load
-from tests.benchmarks.serving.servers import Endpoint
+from tests.benchmarks.serving.servers import Endpoint, check
 from tests.benchmarks.serving.workloads import workload
 
 SHARES = (0.1, 0.5, 0.8)
+BATCH_SIZE = 32
+"""So that a step takes a few hundredths of a second, and a share of the speed can be told."""
 MODES: dict[str, "headrace.Placement.Mode.ValueType | None"] = {
     "alone": None,
     "EXCLUSIVE": headrace.Placement.MODE_EXCLUSIVE,
@@ -72,6 +75,7 @@ async def training(
         model="noise",
         trainer=headrace.ImageClassificationTrainer(),
         epochs=1_000_000,
+        batch_size=BATCH_SIZE,
         placement=headrace.Placement(mode=mode),
     )
     try:
@@ -172,8 +176,10 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"{tables.machine()}\n{asked.model}, {asked.rounds} rounds of {asked.seconds:g} s")
     points: list[Point] = []
+    model = workload(asked.model)
     for _ in range(asked.rounds):
-        with tempfile.TemporaryDirectory() as folder, serve(workload(asked.model), Path(folder)) as endpoint:
+        with tempfile.TemporaryDirectory() as folder, serve(model, Path(folder)) as endpoint:
+            check(endpoint, model)  # and wait until it is loaded
             points += asyncio.run(one_round(endpoint, asked))
     print(f"\n{table(points)}")
 
