@@ -26,20 +26,22 @@ class Persistence:
     total_seconds: float = 600.0
     first_wait_seconds: float = 0.2
     longest_wait_seconds: float = 5.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     async def insist(
         self, what: str, act: Callable[[], Awaitable[T]], on_refusal: Callable[[str], Awaitable[None]]
     ) -> T:
         """Await `act()` until it succeeds; `on_refusal` is told of each failure.  Raises its last refusal."""
-        deadline = time.monotonic() + self.total_seconds
+        deadline = self.clock() + self.total_seconds
         wait_seconds = self.first_wait_seconds
         while True:
             try:
                 return await act()
             except REFUSALS as error:
                 log.warning("store.refused", what=what, error=str(error))
-                if time.monotonic() + wait_seconds > deadline:
+                if self.clock() + wait_seconds > deadline:
                     raise
                 await on_refusal(f"{what}: {error}")
-            await asyncio.sleep(wait_seconds * random.uniform(0.5, 1))  # noqa: S311
+            await self.sleep(wait_seconds * random.uniform(0.5, 1))  # noqa: S311
             wait_seconds = min(2 * wait_seconds, self.longest_wait_seconds)
