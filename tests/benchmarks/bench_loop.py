@@ -1,6 +1,7 @@
 """What our training loop costs over a bare loop that somebody writes by hand for the same recipe, and what others cost.
 
     python tests/benchmarks/bench_loop.py [--shape mlp|resnet18] [--rounds N] [--steps N] [--readers N] [--peers]
+        [--checkpoint-seconds A,B]
 
 All sides train the same network over the same tensors in memory by AdamW on one thread (tests/benchmarks/training/
 recipe.py): a 64-256-256-10 perceptron with batches of 64 rows, or a ResNet-18 for images of 32 pixels with batches of
@@ -10,7 +11,8 @@ recipe.py): a 64-256-256-10 perceptron with batches of 64 rows, or a ResNet-18 f
                                  every second (perceptron) or three (ResNet), written in the background
     headrace, no checkpoints     the same without them; what it is faster by is what checkpoints cost a step
     headrace, a job, N readers   a job of a real server beside it, whose progress so many readers follow over gRPC, and
-                                 whose checkpoints are published; the trainer's own figures (training/served.py)
+                                 whose checkpoints are published; the trainer's own figures (training/served.py);
+                                 once for each of --checkpoint-seconds
 
 Rounds alternate (A B C A B C …).  Besides the time on the clock, each side shows the processor time of its process, all
 threads included, which other programs on the machine disturb less.  Ratios are the median of the ratios within a round,
@@ -133,7 +135,7 @@ def _drain(descriptor: int) -> None:
 
 
 def sides_of(
-    shape: Shape, num_steps: int, folder: Path, server: Served, with_peers: bool
+    shape: Shape, num_steps: int, folder: Path, server: Served, periods: list[float], with_peers: bool
 ) -> dict[str, Callable[[], Clock]]:
     """What is compared, by name."""
     task = ShapeTask(shape)
@@ -144,10 +146,10 @@ def sides_of(
         ),
         "headrace": lambda: ours(task, shape, num_steps, folder),
         "headrace, no checkpoints": lambda: ours(task, shape, num_steps, None),
-        f"headrace, a job, {server.num_readers} readers": lambda: server.train(
-            shape, num_steps, CHECKPOINT_SECONDS[shape.name]
-        ),
     }
+    for period in periods:
+        name = f"headrace, a job, {server.num_readers} readers, checkpoints every {period:g} s"
+        sides[name] = lambda period=period: server.train(shape, num_steps, period)  # type: ignore[misc]
     if with_peers:
         for logs in ("bare", "usual"):
             sides[f"Lightning, {logs}"] = lambda logs=logs: peer(  # type: ignore[misc]
@@ -166,13 +168,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, help="of each side in each round")
     parser.add_argument("--readers", type=int, default=10, help="of the job")
+    parser.add_argument("--checkpoint-seconds", type=lambda text: [float(part) for part in text.split(",")])
+    parser.add_argument("--only-job", action="store_true", help="leave out the loop alone, which has its ends in it")
     parser.add_argument("--peers", action="store_true", help="Lightning and the Trainer of Hugging Face, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shape = SHAPES[arguments.shape]
     num_steps = arguments.steps or DEFAULT_STEPS[shape.name]
     with tempfile.TemporaryDirectory() as folder, served(arguments.readers) as server:
-        sides = sides_of(shape, num_steps, Path(folder), server, arguments.peers)
+        periods = arguments.checkpoint_seconds or [CHECKPOINT_SECONDS[shape.name]]
+        sides = sides_of(shape, num_steps, Path(folder), server, periods, arguments.peers)
+        if arguments.only_job:
+            sides = {name: side for name, side in sides.items() if name == REFERENCE or "a job" in name}
         times: dict[str, list[Clock]] = {name: [] for name in sides}
         for side in sides.values():
             side()  # warms up
@@ -185,7 +192,7 @@ def main() -> None:
     )
     for name, clocks in times.items():
         figures = [f"{which} {_figures(clocks, times[REFERENCE], which)}" for which in ("wall", "processor")]
-        print(f"{name:36} {'; '.join(figures)}")
+        print(f"{name:60} {'; '.join(figures)}")
 
 
 def _figures(clocks: list[Clock], reference: list[Clock], which: str) -> str:
