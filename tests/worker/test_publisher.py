@@ -1,6 +1,7 @@
 """What a trainer has written reaches the store whole and in order, and is told only then."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -262,6 +263,21 @@ async def test_bytes_that_were_damaged_on_the_way_are_sent_again(
     assert await saved_steps(outbox) == [1]
     (checkpoint,) = await list_checkpoints(store, PREFIX)
     assert await store.get_bytes(f"{checkpoint.folder}weights.safetensors") == b"precious"
+
+
+async def test_what_is_no_longer_what_the_trainer_had_in_memory_is_never_announced(
+    store: MoodyStore, outbox: Outbox, tmp_path: Path, written: Written
+) -> None:
+    sound, damaged = written(1), written(2)
+    digests = {"weights.safetensors": "sha256:" + hashlib.sha256(b"weights").hexdigest()}
+    (Path(damaged.folder) / "weights.safetensors").write_bytes(b"weighty")
+    async with publishing(store, outbox, tmp_path, Persistence(total_seconds=0.1)) as publisher:
+        for work in (sound, damaged):
+            publisher.publish(work.model_copy(update={"digests": digests}))
+            await asyncio.wait_for(publisher.wait_until_idle(), 30)
+
+    assert await saved_steps(outbox) == [1]
+    assert "NOT_STORED" in await warnings(outbox)
 
 
 async def test_the_old_checkpoint_stays_until_the_new_one_is_verified(

@@ -1,9 +1,11 @@
 """Chooses where a training computes and in which number format."""
 
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.precision import Precision
@@ -70,3 +72,9 @@ def use_threads(num_threads: int | None, num_ranks: int = 1) -> int:
     chosen = num_threads or max(1, len(os.sched_getaffinity(0)) // num_ranks)
     torch.set_num_threads(chosen)
     return chosen
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no element of any is NaN or infinite.  Waits for the device; one look at each element, and no copies."""
+    extremes = [torch.stack(tensor.aminmax()) for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return all(bool(each.isfinite().all()) for each in extremes)

@@ -19,11 +19,12 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from headrace_server.errors import InvalidSpec, Violation
 from headrace_server.trainers.failures import CheckpointDamaged
+from headrace_server.trainers.tensor_file import write_tensors
 from headrace_server.trainers.yardstick import Standing
 
 WEIGHTS, BEST, STATE, VALUES = "weights.safetensors", "best.safetensors", "state.safetensors", "state.json"
@@ -76,8 +77,11 @@ def copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for name, tensor in tensors.items()}  # fmt: skip
 
 
-def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Make `folder`, which must not exist.  Raises OSError, and then leaves nothing behind."""
+def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
+    """Make `folder`, which must not exist; returns the digests of the files with tensors, as "sha256:" and hex.
+
+    Raises OSError, and then leaves nothing behind.
+    """
     partial = folder.with_name(folder.name + _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -87,6 +91,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         document["values"] = checkpoint.values.model_dump(mode="json")
         (partial / VALUES).write_text(_Document.model_validate(document).model_dump_json(indent=1), encoding="utf-8")
         os.rename(partial, folder)  # noqa: PTH104 - refuses to replace a folder that holds something
+        return {name: f"sha256:{fact.sha256}" for name, fact in facts.items()}
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -149,11 +154,8 @@ def _contents(checkpoint: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:  # it wraps what the disk said
-        raise OSError(str(error)) from error
-    return _facts(path)
+    size_bytes, sha256 = write_tensors(path, tensors)
+    return FileFacts(size_bytes=size_bytes, sha256=sha256)
 
 
 def _facts(path: Path) -> FileFacts:

@@ -6,6 +6,9 @@ the last checkpoint of a process is written whatever there is.  One that is left
 the one before: every checkpoint carries the best weights.
 """
 
+import contextlib
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
@@ -17,6 +20,10 @@ from headrace_server.trainers.checkpoint import Checkpoint, remove_partial, writ
 from headrace_server.trainers.reports import CheckpointWritten, TrainerReport, WarningRaised
 
 log = structlog.get_logger()
+
+
+_NICER = 5
+"""How much nicer than the training this thread is."""
 
 
 class Importance(IntEnum):
@@ -33,7 +40,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, report: Callable[[TrainerReport], None]) -> None:
         self._folder = folder
         self._report = report
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints", initializer=_give_way)
         self._writing: Future[None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial(folder)
@@ -74,7 +81,7 @@ class CheckpointWriter:
         step = checkpoint.values.step
         folder = self._free_folder(step)
         try:
-            write_checkpoint(checkpoint, folder)
+            digests = write_checkpoint(checkpoint, folder)
         except OSError as error:
             if is_last:
                 raise
@@ -82,7 +89,7 @@ class CheckpointWriter:
             self._report(WarningRaised(code="CHECKPOINT_FAILED", message=f"no checkpoint of step {step}: {error}"))
             return
         is_best = checkpoint.values.standing.best_step == step
-        self._report(CheckpointWritten(folder=str(folder), step=step, is_best=is_best))
+        self._report(CheckpointWritten(folder=str(folder), step=step, is_best=is_best, digests=digests))
 
     def _free_folder(self, step: int) -> Path:
         """A name that is not taken by the same step of an earlier process in this workspace."""
@@ -91,3 +98,10 @@ class CheckpointWriter:
             number += 1
             folder = self._folder / f"{step:012d}-{number}"
         return folder
+
+
+def _give_way() -> None:
+    """Let the threads that train have the processor first."""
+    with contextlib.suppress(OSError):
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICER)

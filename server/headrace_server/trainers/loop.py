@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace_server.trainers.agreement import Agreement
+from headrace_server.trainers.arithmetic import are_finite
 from headrace_server.trainers.checkpoint import Checkpoint, Values
 from headrace_server.trainers.checkpoint_writer import CheckpointWriter, Importance
 from headrace_server.trainers.compile_cache import CompileCache
@@ -325,7 +326,7 @@ class Loop:
         # The best ones are kept by the evaluation that finds them.
         weights = best_weights if is_best and not self._learner.averages else self._learner.weights()
         assert weights is not None
-        if not all(bool(tensor.isfinite().all()) for tensor in weights.values() if tensor.is_floating_point()):
+        if not are_finite(weights.values()):
             raise self._diverged("a weight is not finite")
         values = Values(
             step=self._step,

@@ -77,6 +77,8 @@ class CheckpointWritten(_Line):
     folder: str
     step: int
     is_best: bool
+    digests: dict[str, str] = {}
+    """Of files as they were in memory, as "sha256:" and hex: what is stored must be that."""
 
 
 class ExportWritten(_Line):

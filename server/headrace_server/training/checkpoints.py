@@ -113,9 +113,12 @@ def choose_kept(
     return frozenset(newest[:keep_last]) | frozenset(best[:keep_best])
 
 
-def describe_folder(folder: Path, step: int, is_best: bool) -> CheckpointManifest:
+def describe_folder(
+    folder: Path, step: int, is_best: bool, digests: Mapping[str, str] | None = None
+) -> CheckpointManifest:
     """Read a local checkpoint folder and work out its manifest.  Blocks.
 
+    Files in `digests` are not read: whoever made them says what they must be.
     Raises OSError, and ValueError when it cannot be one: no files, one with the manifest's name, an odd step.
     """
     if not 0 <= step < 10**12:
@@ -123,8 +126,10 @@ def describe_folder(folder: Path, step: int, is_best: bool) -> CheckpointManifes
     files = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            digest, size_bytes = digest_of(path)
-            files.append(CheckpointFile(path=path.relative_to(folder).as_posix(), digest=digest, size_bytes=size_bytes))
+            name = path.relative_to(folder).as_posix()
+            known = (digests or {}).get(name)
+            digest, size_bytes = digest_of(path) if known is None else (known, path.stat().st_size)
+            files.append(CheckpointFile(path=name, digest=digest, size_bytes=size_bytes))
     if not files:
         raise ValueError(f"{folder.name} holds no files")
     if any(file.path == MANIFEST for file in files):

@@ -153,7 +153,7 @@ class Publisher:
 
     async def _publish_checkpoint(self, work: CheckpointWritten) -> None:
         local = Path(work.folder)
-        manifest = await asyncio.to_thread(describe_folder, local, work.step, work.is_best)
+        manifest = await asyncio.to_thread(describe_folder, local, work.step, work.is_best, work.digests)
         stored = StoredCheckpoint.of(self._shelf.checkpoint_prefix, manifest)
         for file in manifest.files:
             blob = await self._store.put_file(f"{stored.folder}{file.path}", local / file.path)
