@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ AUTOGROUP = Path("/proc/self/autogroup")
 
 
 @pytest.fixture
-def a_process() -> "subprocess.Popen[bytes]":
+def a_process() -> "Iterator[subprocess.Popen[bytes]]":
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     yield process
     process.kill()

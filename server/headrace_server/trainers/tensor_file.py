@@ -52,10 +52,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
         header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     words = json.dumps(header, separators=(",", ":")).encode()
     words += b" " * (-len(words) % _ALIGNMENT)
+    contents = [memoryview(len(words).to_bytes(8, "little") + words), *(_bytes_of(tensors[name]) for name in names)]
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        for content in (len(words).to_bytes(8, "little"), words, *(_bytes_of(tensors[name]) for name in names)):
-            rest = memoryview(content)
+        for rest in contents:
             while rest:
                 piece = rest[:_PIECE_BYTES]
                 written = file.write(piece)
@@ -67,4 +67,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
 def _bytes_of(tensor: Tensor) -> memoryview:
     assert tensor.is_contiguous()
     assert tensor.device.type == "cpu"
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    content: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    return content
