@@ -117,7 +117,7 @@ def products_in_torch(threads: int) -> Run:
     inputs = {size: torch.randn(rows, size, dtype=torch.bfloat16) for size in (WIDE, INNER)}
     pack, product = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
     weights: list[tuple[int, Any]] = [
-        (given, pack(torch.randn(made, given, dtype=torch.bfloat16).to_mkldnn(), rows))
+        (given, pack(torch.randn(made, given, dtype=torch.bfloat16), rows))
         for _ in range(LAYERS)
         for given, made in PRODUCTS
     ]

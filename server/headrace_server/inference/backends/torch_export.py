@@ -82,21 +82,18 @@ def open_compiled(
 ) -> "TorchSession":
     """A library that was compiled ahead of time from the program `source`, for so many runs at the same time.
 
-    Raises what torch raises when it is damaged, or was made for another machine.
+    Raises CompiledLibraryFailed, and OSError or BadZipFile when it is damaged or was made for another machine.
     """
     import torch
 
+    from headrace_server.inference.backends.compiled_library import CompiledLibrary
+
     use_threads(num_threads)
-    from torch._inductor.package.package import load_package
-
-    library = load_package(str(path), num_runners=num_runners)
-
-    def call(flat: list[Any]) -> Sequence[Any]:
-        result = library(*flat)
-        return result if isinstance(result, tuple | list) else [result]
-
+    library = CompiledLibrary(path, num_runners)
     order = order_of(source, signature)
-    return TorchSession(call, order, device=torch.device("cpu"), precision=precision, num_threads=num_threads)
+    return TorchSession(
+        library, order, device=torch.device("cpu"), precision=precision, num_threads=num_threads, closed=library.close
+    )
 
 
 def order_of(path: Path, signature: Signature) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -128,9 +125,12 @@ class TorchSession:
         device: Any,
         precision: Precision,
         num_threads: int,
+        closed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`closed` is called when nothing runs any more."""
         import torch
 
+        self._closed = closed
         self._torch = torch
         self._call: Callable[[list[Any]], Sequence[Any]] | None = call
         self._inputs, self._outputs = order
@@ -154,7 +154,9 @@ class TorchSession:
 
     def close(self) -> None:
         """Let go of the program and its weights."""
-        self._call = None
+        if self._call is not None:
+            self._call = None
+            self._closed()
 
 
 def to_torch(array: Array, data_type: DataType) -> Any:

@@ -1,6 +1,7 @@
 """Tries one plan in the measuring process: makes it, compares its answers at several sizes of batch, and times it."""
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ _SLOW_SECONDS = 0.1
 _LEAST_RUNS, _MOST_RUNS = 3, 50
 _LEAST_ROUNDS = 2
 _TRIES = 3
+_MOST_WARM_UP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +221,20 @@ def _arrangements(plan: Plan, files: PlanFiles, bench: Bench) -> Iterator[Arrang
 
 
 def _throughput(session: Session, bench: Bench, rows: int, num_threads: int) -> float:
-    """Rows a second of so many threads that run the same session all the time.  Raises what it raises."""
+    """Rows a second of so many threads that run the same session at the same time.  Raises what it raises."""
     inputs = batch_of(bench.rows.inputs, rows, bench.signature)
+    begin = threading.Barrier(num_threads)
 
     def work(_: int) -> float:
-        session.run(inputs)  # the first one of a thread pays for what is lazy
+        try:
+            session.run(inputs)  # the first one of a thread pays for what is lazy
+        except BaseException:
+            begin.abort()
+            raise
+        try:
+            begin.wait(_MOST_WARM_UP_SECONDS)
+        except threading.BrokenBarrierError:
+            return 0.0  # the other one says why
         started_at = time.perf_counter()
         count, taken = 0, 0.0
         while count < _LEAST_ROUNDS or taken < bench.seconds_per_figure:
