@@ -20,6 +20,7 @@
 #include "door/onward.h"
 #include "door/passage.h"
 #include "door/queue.h"
+#include "door/relay.h"
 #include "door/stream.h"
 #include "door/unary.h"
 
@@ -82,6 +83,7 @@ class Door::Parts {
     builder.RegisterAsyncGenericService(&service);
     for (int i = 0; i < num_queues(options.num_threads); ++i) {
       queues.push_back(std::make_unique<Queue>(builder.AddCompletionQueue()));
+      relays.try_emplace(queues.back().get(), onward, *queues.back());
     }
   }
 
@@ -90,7 +92,7 @@ class Door::Parts {
     if (latecomers.are_expected()) return latecomers.receive(call);
     const auto found = methods.find(call.caller().method());
     if (found == methods.end()) {
-      pass(onward, admission, call);
+      pass(onward, admission, relays.at(&call.queue()), call);
     } else if (is_stream(found->second)) {
       converse(*plane, onward, admission, found->second, call);
     } else {
@@ -108,6 +110,7 @@ class Door::Parts {
   int port = 0;
   grpc::AsyncGenericService service;
   std::vector<std::unique_ptr<Queue>> queues;
+  std::unordered_map<const Queue*, Relays> relays;  // of each of them
   std::unique_ptr<grpc::Server> server;
   std::atomic<bool> is_closing{false};
 };

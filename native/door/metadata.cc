@@ -26,6 +26,9 @@ bool is_of_one_hop(std::string_view key) {
          std::find(kOfOneHop.begin(), kOfOneHop.end(), key) != kOfOneHop.end() || begins_with(key, "grpc-internal-");
 }
 
+// Who is not the door itself.
+bool is_for_callers(std::string_view key) { return !is_of_one_hop(key) && !begins_with(key, kOwnPrefix); }
+
 }  // namespace
 
 std::string identity_of(const Caller& caller) {
@@ -39,7 +42,7 @@ void tell(const Caller& caller, grpc::ClientContext& onward) {
   for (const auto& [key, value] : caller.client_metadata()) {
     const std::string_view name = view(key);
     if (name == "user-agent") onward.AddMetadata(own(kUserAgent), own(view(value)));
-    if (is_of_one_hop(name) || begins_with(name, kOwnPrefix)) continue;
+    if (!is_for_callers(name)) continue;
     onward.AddMetadata(own(name), own(view(value)));
   }
   onward.AddMetadata(own(kPeer), caller.peer());
@@ -69,8 +72,22 @@ void tell_initial(const grpc::ClientContext& onward, Caller& caller) {
 
 void tell_trailing(const grpc::ClientContext& onward, Caller& caller) {
   for (const auto& [key, value] : onward.GetServerTrailingMetadata()) {
-    if (!is_of_one_hop(view(key))) caller.AddTrailingMetadata(own(view(key)), own(view(value)));
+    if (is_for_callers(view(key))) caller.AddTrailingMetadata(own(view(key)), own(view(value)));
   }
+}
+
+void tell_trailing_of_others(const grpc::ClientContext& onward, Caller& caller) {
+  for (const auto& [key, value] : onward.GetServerTrailingMetadata()) {
+    if (is_for_callers(view(key)) && view(key) != kRequestId) {
+      caller.AddTrailingMetadata(own(view(key)), own(view(value)));
+    }
+  }
+}
+
+std::string_view trailing_value_of(const grpc::ClientContext& onward, std::string_view key) {
+  const auto& metadata = onward.GetServerTrailingMetadata();
+  const auto found = metadata.find(grpc::string_ref(key.data(), key.size()));
+  return found == metadata.end() ? std::string_view() : view(found->second);
 }
 
 }  // namespace headrace::door

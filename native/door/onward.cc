@@ -49,6 +49,13 @@ grpc::Status Onward::pass_on(const grpc::Status& status, const grpc::ClientConte
   return {status.error_code(), status.error_message()};
 }
 
+grpc::Status Onward::pass_on_to_each(const grpc::Status& status, const grpc::ClientContext& context,
+                                     Caller& caller) const {
+  if (is_gone(status, context)) return status_of(gone_);
+  tell_trailing_of_others(context, caller);
+  return {status.error_code(), status.error_message()};
+}
+
 plane::Status Onward::described(const grpc::Status& status, const grpc::ClientContext& context) const {
   if (is_gone(status, context)) return gone_;
   return {static_cast<int>(status.error_code()), status.error_message(), status.error_details()};

@@ -25,6 +25,8 @@ class Onward {
   // End a caller's call as the complete server ended its own.
   grpc::Status pass_on(const grpc::Status& status, const grpc::ClientContext& context,
                        Caller& caller) const;
+  // The same of a call that is not this caller's alone.
+  grpc::Status pass_on_to_each(const grpc::Status& status, const grpc::ClientContext& context, Caller& caller) const;
   // As the complete server would say it: a status whose details are those of its trailers.
   plane::Status described(const grpc::Status& status, const grpc::ClientContext& context) const;
 

@@ -1,28 +1,29 @@
 """How long an event takes from a trainer to its readers, and what it costs the trainer.
 
-    python tests/benchmarks/bench_progress.py [--readers 1 1000] [--seconds 10] [--period 0]
+    python tests/benchmarks/bench_progress.py [--readers 1 1000] [--seconds 10] [--period 0] [--doors native,grpc_aio]
 
 A real training of a small table, in one thread, on a real server; each reader is a StreamProgress of its own, all in
-one process beside it, on 16 connections.  What that process takes itself is told too: it may be what holds events up.
-Latency is from the time that the event carries until the reader has its frame decoded: spool, transaction with its
-flush to the disk, and both streams are in it.  The cost to the trainer is what one report takes in its own thread:
-made, encoded, and written to the pipe, which somebody reads.  With `--period` readers ask for steps at most so often.
+one program in C++ beside it, on 16 connections (load/follow.cc).  What that program takes itself is told too.
+Latency is from the time that the event carries until the reader has its frame and has read the time in it: spool,
+transaction with its flush to the disk, and both streams are in it.  The cost to the trainer is what one report takes in
+its own thread: made, encoded, and written to the pipe, which somebody reads.  With `--period` readers ask for steps at
+most so often.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import grpc
 import psutil
 from google.protobuf.duration_pb2 import Duration
 
@@ -33,110 +34,76 @@ from headrace.training.v1 import (  # noqa: E402
     training_service_pb2 as pb,
     training_spec_pb2 as spec_pb,
 )
-from headrace.training.v1.training_service_pb2_grpc import TrainingServiceStub  # noqa: E402
 from headrace_server.trainers.pipe import ReportPipe, end_at_once  # noqa: E402
 from headrace_server.trainers.reports import StepCompleted  # noqa: E402
+from tests.benchmarks.serving.tools import tools  # noqa: E402
 from tests.doubles.flowers import learn_flowers, upload_flowers  # noqa: E402
 from tests.doubles.server_process import ServerProcess, end_processes_of  # noqa: E402
 
-if TYPE_CHECKING:
-    from headrace.training.v1.training_service_pb2_grpc import TrainingServiceAsyncStub
-
-NUM_CONNECTIONS = 16
 NUM_REPORTS = 20_000
 NUM_ROWS = 20_000
 """So that an epoch takes longer than the tenth of a second after which a trainer reports again."""
-CURRENT_SECONDS = 1.0
-"""A reader that sees a step no older than this has caught up with what happened before it came."""
-MOST_SECONDS_TO_CONNECT = 30.0
-
-
-@dataclass
-class Readers:
-    """What all of them have seen together."""
-
-    num_current: int = 0
-    """How many have come to what happens now: what they see from then on is counted."""
-    latencies: list[float] = field(default_factory=list)
-    """Seconds from a step to a reader."""
-
-    async def read(self, stub: "TrainingServiceAsyncStub", after: int, period: Duration) -> None:
-        """One reader: notes how old each step is when it has it.  Runs until cancelled."""
-        is_current = False
-        call = stub.StreamProgress(
-            pb.StreamProgressRequest(name="trainingJobs/j", after_sequence=after, min_step_period=period)
-        )
-        async for frame in call:
-            if frame.HasField("event") and frame.event.HasField("step_completed"):
-                seconds = time.time() - frame.event.time.ToNanoseconds() / 1e9
-                self.latencies.append(seconds)
-                if not is_current and seconds < CURRENT_SECONDS:
-                    is_current = True
-                    self.num_current += 1
+MOST_SECONDS_TO_CONNECT = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What was found with some number of readers."""
 
-    latencies: list[float]
-    """Seconds that steps took, over all readers, sorted."""
+    num_current: int
+    """Readers that saw a step while it was young; nothing else was measured unless all did."""
     to_connect: float
-    """Seconds until all readers were current."""
-    server_cores: float
+    """Seconds until all of them had."""
+    num_steps: int
+    """That all readers got together."""
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
     own_cores: float
+    server_cores: float
 
 
-def cpu_seconds(server_pid: int) -> tuple[float, float]:
-    """What the server's process, and this one with all readers, have computed so far."""
-    times = [psutil.Process(pid).cpu_times() for pid in (server_pid, os.getpid())]
-    return times[0].user + times[0].system, times[1].user + times[1].system
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
-async def with_readers(
-    target: str, server_pid: int, num_readers: int, seconds: float, period: Duration
-) -> Measured | None:
-    """Follow one job with so many readers, and measure once all of them are current; None when they never are."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(min(NUM_CONNECTIONS, num_readers))]
-    seen = Readers()
-    readers: list[asyncio.Future[None]] = []
-    try:
-        job = (
-            await TrainingServiceStub(channels[0]).GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))
-        ).job
-        stubs = [TrainingServiceStub(channel) for channel in channels]
-        began_at = time.perf_counter()
-        readers += [
-            asyncio.ensure_future(seen.read(stubs[number % len(stubs)], job.latest_sequence, period))
-            for number in range(num_readers)
-        ]
-        until = began_at + MOST_SECONDS_TO_CONNECT
-        while seen.num_current < num_readers and time.perf_counter() < until:  # noqa: ASYNC110 - a measurement
-            await asyncio.sleep(0.05)
-        to_connect = time.perf_counter() - began_at
-        if seen.num_current < num_readers:
-            print(f"{num_readers:>6} readers  {seen.num_current} of them current after {to_connect:.0f} s: overloaded")
-            return None
-        await asyncio.sleep(1)
-        seen.latencies.clear()
-        before = cpu_seconds(server_pid)
-        await asyncio.sleep(seconds)
-        after = cpu_seconds(server_pid)
-        cores = [(later - earlier) / seconds for earlier, later in zip(before, after, strict=True)]
-        return Measured(sorted(seen.latencies), to_connect, *cores)
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
-        for channel in channels:
-            await channel.close()
+def with_readers(target: str, server_pid: int, num_readers: int, seconds: float, request: Path) -> Measured:
+    """Follow one job with so many readers, and measure once all of them are current."""
+    options = {
+        "--target": target,
+        "--request": request,
+        "--readers": num_readers,
+        "--seconds": seconds,
+        "--wait": MOST_SECONDS_TO_CONNECT,
+    }
+    command = [str(tools().follow), *(str(part) for pair in options.items() for part in pair)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        line = following.stdout.readline()
+        server_cores = 0.0
+        if line.strip() == "counting":
+            before = cpu_seconds(server_pid)
+            line = following.stdout.readline()
+            server_cores = (cpu_seconds(server_pid) - before) / seconds
+    found = json.loads(line)
+    return Measured(
+        num_current=found["num_current"],
+        to_connect=found["to_connect"],
+        num_steps=found["steps"],
+        p50_ms=found["p50_ms"],
+        p95_ms=found["p95_ms"],
+        p99_ms=found["p99_ms"],
+        own_cores=found["cores"],
+        server_cores=server_cores,
+    )
 
 
-async def measure(readers: list[int], seconds: float, period: Duration) -> None:
+async def measure(door: str, readers: list[int], seconds: float, period: Duration) -> None:
     """Print a line for each number of readers."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = await ServerProcess.start(Path(folder) / "data")
+        server = await ServerProcess.start(Path(folder) / "data", "--set", f"server.door={door}")
         try:
             async with await server.opened() as callers:
                 await upload_flowers(callers, NUM_ROWS)
@@ -145,23 +112,31 @@ async def measure(readers: list[int], seconds: float, period: Duration) -> None:
                 async for frame in callers.training.StreamProgress(pb.StreamProgressRequest(name="trainingJobs/j")):
                     if frame.HasField("event") and frame.event.HasField("step_completed"):
                         break
-            target = f"127.0.0.1:{(await server.logged('house.open'))['port']}"
-            for num_readers in readers:
-                found = await with_readers(target, server.pid, num_readers, seconds, period)
-                if found is None:
-                    continue
-                latencies = found.latencies
-                p50, p95, p99 = (latencies[int(len(latencies) * share)] * 1e3 for share in (0.5, 0.95, 0.99))
-                print(
-                    f"{num_readers:>6} readers  current after {found.to_connect:5.1f} s"
-                    f"  {len(latencies) / seconds:>8.0f} steps/s"
-                    f"  p50 {p50:7.1f} ms  p95 {p95:7.1f} ms  p99 {p99:7.1f} ms"
-                    f"  server {found.server_cores:.2f} cores  readers {found.own_cores:.2f} cores",
-                    flush=True,
-                )
+                target = f"127.0.0.1:{(await server.logged('house.open'))['port']}"
+                for num_readers in readers:
+                    get = pb.GetTrainingJobRequest(name="trainingJobs/j")
+                    after = (await callers.training.GetTrainingJob(get)).job.latest_sequence
+                    request = Path(folder) / "request"
+                    asked = pb.StreamProgressRequest(name=get.name, after_sequence=after, min_step_period=period)
+                    request.write_bytes(asked.SerializeToString())
+                    found = await asyncio.to_thread(with_readers, target, server.pid, num_readers, seconds, request)
+                    print(line(door, num_readers, seconds, found), flush=True)
         finally:
             await server.kill()
             end_processes_of(Path(folder))  # the worker would train on
+
+
+def line(door: str, num_readers: int, seconds: float, found: Measured) -> str:
+    """A row of the table."""
+    if found.num_current < num_readers:
+        ending = f"never: {found.num_current} after {found.to_connect:.0f} s | | | | | |"
+        return f"| {door} | {num_readers:,} | {ending} |"
+    steps = found.num_steps / seconds
+    each_us = found.server_cores / max(1.0, steps) * 1e6
+    return (
+        f"| {door} | {num_readers:,} | {found.to_connect:.1f} | {steps:,.0f} | {found.p50_ms:.1f} | {found.p95_ms:.1f} "
+        f"| {found.p99_ms:.1f} | {found.server_cores:.2f} | {each_us:.0f} | {found.own_cores:.2f} |"
+    )
 
 
 def cost_of_a_report() -> float:
@@ -202,12 +177,19 @@ def main() -> None:
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 1000])
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--period", type=float, default=0, help="min_step_period of each reader, in seconds")
+    parser.add_argument("--doors", type=lambda text: text.split(","), default=["native"], metavar="A,B")
     asked = parser.parse_args()
     costs = [cost_of_a_report() for _ in range(3)]
     print(f"a report costs the trainer {statistics.median(costs) * 1e6:.1f} us; it makes at most ten a second")
+    print(
+        "| door | readers | all current after, s | steps/s, all | p50, ms | p95, ms | p99, ms | server, cores |", end=""
+    )
+    print(" server, us a step and reader | readers, cores |\n" + "|---" * 10 + "|")
     period = Duration()
     period.FromTimedelta(timedelta(seconds=asked.period))
-    asyncio.run(measure(asked.readers, asked.seconds, period))
+    tools()
+    for door in asked.doors:
+        asyncio.run(measure(door, asked.readers, asked.seconds, period))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,10 @@ class Metrics:
             "headrace_journal_entries", "Entries appended, by stream: events, logs.", ["stream"], registry=registry
         )
         self.journal_readers = Gauge(
-            "headrace_journal_readers", "Streams that follow a job.", ["stream"], registry=registry
+            "headrace_journal_readers",
+            "Streams that follow a job; those who read along at the native door count as one.",
+            ["stream"],
+            registry=registry,
         )
         self.stream_resumes = Counter(
             "headrace_stream_resumes", "Streams that began after a cursor.", ["stream"], registry=registry

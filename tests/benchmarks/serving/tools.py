@@ -19,6 +19,7 @@ class Tools:
     """Where they are."""
 
     load: Path
+    follow: Path
     echo: Path
     quantiles: Path
 
@@ -37,4 +38,4 @@ def tools() -> Tools:
     if not (folder / "CMakeCache.txt").exists():
         subprocess.run(["cmake", "-S", SOURCES, "-B", folder], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", folder], check=True, stdout=subprocess.DEVNULL)
-    return Tools(folder / "load", folder / "echo", folder / "quantiles")
+    return Tools(folder / "load", folder / "follow", folder / "echo", folder / "quantiles")
