@@ -44,8 +44,9 @@ void bind_door(py::module_& module) {
   const auto make = [](std::string address, std::string complete_server, std::int64_t max_message_bytes,
                        std::int64_t max_metadata_bytes, std::int64_t max_buffered_bytes,
                        std::int64_t max_concurrent_calls, const PlainStatus& gone, const PlainStatus& too_many_calls,
-                       const PlainStatus& too_much_metadata, const PlainStatus& too_large, std::string certificate,
-                       std::string key, std::string client_authority, const py::object& plane) {
+                       const PlainStatus& too_much_metadata, const PlainStatus& too_large, const PlainStatus& no_room,
+                       const PlainStatus& malformed, std::string certificate, std::string key,
+                       std::string client_authority, const py::object& plane) {
     door::Options options;
     options.address = std::move(address);
     options.complete_server = std::move(complete_server);
@@ -57,6 +58,8 @@ void bind_door(py::module_& module) {
     options.too_many_calls = status_from(too_many_calls);
     options.too_much_metadata = status_from(too_much_metadata);
     options.too_large = status_from(too_large);
+    options.no_room = status_from(no_room);
+    options.malformed = status_from(malformed);
     options.tls = {std::move(certificate), std::move(key), std::move(client_authority)};
     return Holder(new Door(std::move(options), plane_from(plane)));
   };
@@ -65,6 +68,7 @@ void bind_door(py::module_& module) {
       .def(py::init(make), py::kw_only(), py::arg("address"), py::arg("complete_server"), py::arg("max_message_bytes"),
            py::arg("max_metadata_bytes"), py::arg("max_buffered_bytes"), py::arg("max_concurrent_calls"),
            py::arg("gone"), py::arg("too_many_calls"), py::arg("too_much_metadata"), py::arg("too_large"),
+           py::arg("no_room"), py::arg("malformed"),
            py::arg("certificate") = "", py::arg("key") = "", py::arg("client_authority") = "",
            py::arg("plane") = py::none())
       .def("bind", &Door::bind, release)

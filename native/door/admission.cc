@@ -33,8 +33,13 @@ std::optional<grpc::Status> Admission::enter(Caller& caller) {
   return refuse(caller, options_.too_many_calls);
 }
 
-bool Admission::is_too_large(const grpc::ByteBuffer& message) const {
-  return message.Length() > static_cast<std::size_t>(options_.max_message_bytes);
+const plane::Status* Admission::open(grpc::ByteBuffer& message) const {
+  switch (inflation_.open(message)) {
+    case Inflated::kTooLarge: return &options_.too_large;
+    case Inflated::kNoRoom: return &options_.no_room;
+    case Inflated::kMalformed: return &options_.malformed;
+    default: return nullptr;
+  }
 }
 
 }  // namespace headrace::door

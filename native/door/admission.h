@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "door/inflation.h"
 #include "door/options.h"
 #include "door/served.h"
 
@@ -23,19 +24,22 @@ grpc::Status refuse(Caller& caller, const plane::Status& status);
 class Admission {
  public:
   // `options` outlive it.
-  explicit Admission(const Options& options) : options_(options) {}
+  explicit Admission(const Options& options)
+      : options_(options),
+        inflation_(static_cast<std::size_t>(options.max_message_bytes),
+                   static_cast<std::size_t>(options.max_buffered_bytes)) {}
 
   // Why a call is not let in; nothing when it is, and then it must `leave`.
   std::optional<grpc::Status> enter(Caller& caller);
   void leave() { count_.fetch_sub(1, std::memory_order_relaxed); }
   std::int64_t count() const { return count_.load(std::memory_order_relaxed); }
 
-  bool is_too_large(const grpc::ByteBuffer& message) const;
-  // How a call ends that has sent such a message.
-  const plane::Status& too_large() const { return options_.too_large; }
+  // Makes a message readable that its sender may have compressed, or says how a call ends that has sent it.
+  const plane::Status* open(grpc::ByteBuffer& message) const;
 
  private:
   const Options& options_;
+  const Inflation inflation_;
   std::atomic<std::int64_t> count_{0};
 };
 

@@ -67,6 +67,8 @@ class Door::Parts {
     // Admission weighs messages: gRPC would refuse one that is too large when it has all of it, too, without a reason
     // that programs can read.  What has come and waits is bounded by the quota below.
     builder.SetMaxReceiveMessageSize(-1);
+    // Compressed messages come as they are: gRPC would inflate them without a bound.
+    builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
     builder.SetMaxSendMessageSize(as_int(options.max_message_bytes));
     // Off: a second server on the same port must fail loudly rather than share its callers.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

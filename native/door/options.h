@@ -27,6 +27,7 @@ struct Options {
   // What callers may say of a call, in bytes as HTTP/2 counts them.
   std::int64_t max_metadata_bytes = 16 << 10;
   // What has come from all callers and is not yet read; when there is more, calls are cancelled until there is less.
+  // Once more so much may be what messages have become that came compressed; when it is more, they are refused.
   std::int64_t max_buffered_bytes = std::int64_t{1} << 30;
   // Calls under way, streams included; more are refused.
   std::int64_t max_concurrent_calls = 8192;
@@ -37,6 +38,9 @@ struct Options {
   plane::Status too_many_calls;
   plane::Status too_much_metadata;
   plane::Status too_large;
+  plane::Status no_room;
+  // How a call ends whose message is not compressed as it says.
+  plane::Status malformed;
   Tls tls;
 };
 

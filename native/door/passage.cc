@@ -36,8 +36,8 @@ class Passing final : public Reactor, private Reader {
 
   void OnReadDone(bool ok) override {
     if (is_written_ || ahead_->is_again()) return;
-    if (ok && admission_.is_too_large(from_caller_)) {
-      is_too_large_ = true;
+    if (const plane::Status* refusal = ok ? admission_.open(from_caller_) : nullptr) {
+      refusal_ = refusal;
       ahead_->cancel();
       end_writing();
     } else if (ok) {
@@ -156,11 +156,10 @@ class Passing final : public Reactor, private Reader {
   }
 
   void end(const grpc::Status& status) {
-    if (status.ok() && !is_too_large_ && request_) {
+    if (status.ok() && refusal_ == nullptr && request_) {
       if (const auto share = Share::parse(trailing_value_of(ahead_->context(), kShare))) return read_along(*share);
     }
-    Finish(is_too_large_ ? refuse(caller_, admission_.too_large())
-                         : onward_.pass_on(status, ahead_->context(), caller_));
+    Finish(refusal_ != nullptr ? refuse(caller_, *refusal_) : onward_.pass_on(status, ahead_->context(), caller_));
   }
 
   // Reading along with others.
@@ -215,8 +214,8 @@ class Passing final : public Reactor, private Reader {
   bool is_written_ = false;
   bool is_writing_ = false;
   bool is_cancelled_ = false;
-  bool is_gone_ = false;       // to be finished as soon as nothing is being written
-  bool is_too_large_ = false;  // what the caller has sent
+  bool is_gone_ = false;                    // to be finished as soon as nothing is being written
+  const plane::Status* refusal_ = nullptr;  // of what the caller has sent
 };
 
 }  // namespace

@@ -96,8 +96,9 @@ class Streaming final : public Reactor, public plane::Stream {
   // From gRPC.
 
   void OnReadDone(bool ok) override {
-    if (ok && admission_.is_too_large(received_)) {
-      conversation_->stop(admission_.too_large());
+    if (const plane::Status* refusal = ok ? admission_.open(received_) : nullptr) {
+      received_.Clear();
+      conversation_->stop(*refusal);
     } else if (ok) {
       const plane::Bytes message = bytes_of(received_);
       received_.Clear();

@@ -227,8 +227,9 @@ door_built: bool
 class Door:
     # `address` as gRPC has it, port 0 for any that is free; `complete_server` "unix:/path".  `gone` and those after it
     # are statuses (code, message, serialized google.rpc.Status): of calls for which the complete server is no longer
-    # there, and of calls over one of the limits.  The next three are PEM files: all empty, no TLS; without
-    # `client_authority` no certificate is asked of callers.  Without a `plane` every call is passed on.
+    # there, of calls over one of the limits, and of those whose message cannot be read.  The next three are PEM files:
+    # all empty, no TLS; without `client_authority` no certificate is asked of callers.  Without a `plane` every call is
+    # passed on.
     def __init__(
         self,
         *,
@@ -242,6 +243,8 @@ class Door:
         too_many_calls: tuple[int, str, bytes],
         too_much_metadata: tuple[int, str, bytes],
         too_large: tuple[int, str, bytes],
+        no_room: tuple[int, str, bytes],
+        malformed: tuple[int, str, bytes],
         certificate: str = "",
         key: str = "",
         client_authority: str = "",
@@ -273,8 +276,8 @@ class ServedVersion:
         *,
         name: str,
         batcher: Batcher,
-        inputs: Sequence[tuple[str, str, Sequence[int], bool]],
-        outputs: Sequence[tuple[str, str, Sequence[int], bool]],
+        inputs: Sequence[tuple[str, str, Sequence[int], bool, Sequence[str]]],
+        outputs: Sequence[tuple[str, str, Sequence[int], bool, Sequence[str]]],
         takes_rows: bool,
         provenance: Sequence[tuple[bytes, bytes]],
     ) -> None: ...

@@ -10,8 +10,8 @@ from headrace.error.v1.error_reason_pb2 import ErrorReason
 from headrace.errors import HeadraceError
 
 PUBLIC = """
-AdamW Augmentation BlockingClient BlockingRun CheckpointNotFound CheckpointSaved Client Conflict ConstantSchedule
-CosineSchedule CursorAhead CursorExpired Dataset DatasetNotFound DatasetVersion DeadlineExceeded Denied
+AdamW Augmentation BlockingClient BlockingRun BuffersFull CheckpointNotFound CheckpointSaved Client Conflict
+ConstantSchedule CosineSchedule CursorAhead CursorExpired Dataset DatasetNotFound DatasetVersion DeadlineExceeded Denied
 DeviceOutOfMemory DigestMismatch EarlyStopping Ensemble Evaluation EvaluationCompleted Event ExpiredInQueue
 HeadraceError Health IllegalTransition ImageClassificationTrainer InUse Interruption Invalid InvalidDataset
 InvalidModel InvalidName InvalidPageToken InvalidSpec InvalidTensor JobNotFound LinearSchedule LogLine MemberAnswer

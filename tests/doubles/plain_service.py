@@ -14,7 +14,7 @@ import grpc
 
 from headrace_server import _native
 from headrace_server.errors import Draining
-from headrace_server.rpc.bounds import MAX_METADATA_BYTES, Bounds
+from headrace_server.rpc.bounds import MAX_METADATA_BYTES, Bounds, unreadable
 from headrace_server.rpc.door import told
 from headrace_server.rpc.server import BEHIND_DOOR
 from headrace_server.settings import ServerSettings
@@ -173,7 +173,11 @@ async def open_passage(
     server.add_insecure_port(f"unix:{folder}/s")
     await server.start()
     bounds = Bounds(
-        ServerSettings.model_construct(max_message_bytes=max_message_bytes, max_concurrent_calls=max_concurrent_calls)
+        ServerSettings.model_construct(
+            max_message_bytes=max_message_bytes,
+            max_buffered_bytes=max_buffered_bytes,
+            max_concurrent_calls=max_concurrent_calls,
+        )
     )
     door = _native.Door(
         address="127.0.0.1:0",
@@ -186,6 +190,8 @@ async def open_passage(
         too_many_calls=told(bounds.too_many_calls()),
         too_much_metadata=told(bounds.too_much_metadata()),
         too_large=told(bounds.too_large()),
+        no_room=told(bounds.buffers_full()),
+        malformed=told(unreadable()),
     )
     assert door.bind()
     door.open()

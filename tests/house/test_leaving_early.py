@@ -12,9 +12,9 @@ from headrace_server import _native
 from headrace_server.house import House
 from headrace_server.settings import Settings
 from tests.doubles import onnx_models
+from tests.doubles.frames import frame, headers
 from tests.doubles.idle_connections import EMPTY_SETTINGS, PREFACE
 from tests.house.test_changing_models import predict_request, read
-from tests.rpc.test_hostile_callers import frame, headers
 
 pytestmark = pytest.mark.skipif(not _native.door_built, reason="built without gRPC for C++")
 

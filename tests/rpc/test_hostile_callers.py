@@ -14,6 +14,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from headrace_server import _native
+from tests.doubles.frames import dial, frame, headers
 from tests.doubles.idle_connections import EMPTY_SETTINGS, PREFACE, IdleConnections, most_connections
 from tests.doubles.plain_service import Passage, open_passage
 from tests.doubles.until import until
@@ -40,37 +41,6 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
 
 async def still_answers(passage: Passage) -> None:
     assert await passage.method("echo")(b"still here", timeout=10) == b"still here"
-
-
-def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
-    return struct.pack(">I", len(content))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + content
-
-
-def headers(path: bytes, stream: int, *, is_end: bool = False, more: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
-    """A request that begins: literal fields, nothing indexed."""
-    fields = (
-        *((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")),
-        *((b"content-type", b"application/grpc"), (b"te", b"trailers")),
-        *more,
-    )
-    block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
-    return frame(1, 4 | is_end, stream, block)
-
-
-def _text(content: bytes) -> bytes:
-    if len(content) < 127:
-        return bytes([len(content)]) + content
-    rest, number = len(content) - 127, [127]
-    while rest >= 128:
-        number.append(rest % 128 | 128)
-        rest //= 128
-    return bytes([*number, rest]) + content
-
-
-def dial(passage: Passage, *frames: bytes) -> socket.socket:
-    line = socket.create_connection(("127.0.0.1", passage.door.port), 5)
-    line.sendall(PREFACE + EMPTY_SETTINGS + b"".join(frames))
-    return line
 
 
 def is_hung_up(line: socket.socket) -> bool:
@@ -110,7 +80,7 @@ async def test_connections_that_come_and_vanish_leave_nothing(passage: Passage) 
     await still_answers(passage)
     num_files = psutil.Process().num_fds()
     for index in range(200):
-        line = dial(passage, *([headers(b"/plain.Service/wait", 1)] if index % 2 else []))
+        line = dial(passage.door.port, *([headers(b"/plain.Service/wait", 1)] if index % 2 else []))
         line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, index % 3))
         line.close()
 
@@ -121,7 +91,7 @@ async def test_connections_that_come_and_vanish_leave_nothing(passage: Passage) 
 
 async def test_calls_that_begin_and_go_no_further_hold_nobody_up(passage: Passage) -> None:
     begun = [headers(b"/plain.Service/sum", 2 * index + 1) for index in range(50)]
-    with dial(passage, *begun):
+    with dial(passage.door.port, *begun):
         await until(lambda: passage.door.calls_in_flight == 50)
         await still_answers(passage)
 
@@ -217,7 +187,7 @@ async def test_thousands_of_idle_connections_are_cheap_and_hold_nobody_up(passag
 
 
 async def test_a_deadline_that_has_passed_ends_a_call_at_once(passage: Passage) -> None:
-    with dial(passage, headers(b"/plain.Service/wait", 1, more=((b"grpc-timeout", b"0n"),))):
+    with dial(passage.door.port, headers(b"/plain.Service/wait", 1, more=((b"grpc-timeout", b"0n"),))):
         await asyncio.sleep(0.2)  # whenever it ends, nothing is left of it
         await until(lambda: passage.door.calls_in_flight == 0)
 

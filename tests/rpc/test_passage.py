@@ -291,6 +291,8 @@ def test_a_port_that_is_taken_is_not_shared() -> None:
             too_many_calls=(8, "", b""),
             too_much_metadata=(3, "", b""),
             too_large=(3, "", b""),
+            no_room=(8, "", b""),
+            malformed=(3, "", b""),
         )
 
         assert not door.bind()

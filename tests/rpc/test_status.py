@@ -25,6 +25,7 @@ CASES = [
     (errors.CursorExpired(1, 9), "OUT_OF_RANGE", None),
     (errors.NoPermit("m", 1, 1, SECOND), "RESOURCE_EXHAUSTED", "RetryInfo"),
     (errors.TooManyCalls(9), "RESOURCE_EXHAUSTED", "RetryInfo"),
+    (errors.BuffersFull(9), "RESOURCE_EXHAUSTED", "RetryInfo"),
     (errors.TooLarge("metadata", 10), "INVALID_ARGUMENT", "BadRequest"),
     (errors.StoreAway(), "UNAVAILABLE", "RetryInfo"),
     (errors.Draining(4), "UNAVAILABLE", "RetryInfo"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from headrace.datasets.v1.dataset_pb2 import Dataset as Dataset, DatasetVersion as DatasetVersion
     from headrace.ensembles import chain as chain, mean as mean, vote as vote
     from headrace.errors import (
-        CheckpointNotFound as CheckpointNotFound,
+        BuffersFull as BuffersFull, CheckpointNotFound as CheckpointNotFound,
         Conflict as Conflict, CursorAhead as CursorAhead, CursorExpired as CursorExpired,
         DatasetNotFound as DatasetNotFound, DeadlineExceeded as DeadlineExceeded, Denied as Denied,
         DeviceOutOfMemory as DeviceOutOfMemory, DigestMismatch as DigestMismatch, ExpiredInQueue as ExpiredInQueue,
@@ -81,7 +81,7 @@ _HOMES = {
     "headrace.datasets.v1.dataset_pb2": ("Dataset", "DatasetVersion"),
     "headrace.ensembles": ("chain", "mean", "vote"),
     "headrace.errors": (
-        "CheckpointNotFound",
+        "BuffersFull", "CheckpointNotFound",
         "Conflict", "CursorAhead", "CursorExpired", "DatasetNotFound", "DeadlineExceeded", "Denied",
         "DeviceOutOfMemory", "DigestMismatch", "ExpiredInQueue", "HeadraceError", "IllegalTransition", "InUse",
         "Invalid", "InvalidDataset", "InvalidModel", "InvalidName", "InvalidPageToken", "InvalidSpec", "InvalidTensor",

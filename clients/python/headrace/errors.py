@@ -12,7 +12,7 @@
     ├─ OutOfRange         the cursor is outside history     OUT_OF_RANGE
     │    CursorExpired, CursorAhead
     ├─ Overloaded         try again later                   RESOURCE_EXHAUSTED
-    │    QueueFull, NoPermit, TooManyCalls, DeviceOutOfMemory, StorageFull
+    │    QueueFull, NoPermit, TooManyCalls, BuffersFull, DeviceOutOfMemory, StorageFull
     ├─ Unavailable        try again soon                    UNAVAILABLE
     │    ModelLoading, NoCheckpointYet, ServerDraining, StoreAway
     ├─ DeadlineExceeded   also a TimeoutError               DEADLINE_EXCEEDED
@@ -252,6 +252,12 @@ class TooManyCalls(Overloaded):
     """The server has as many calls under way as it takes."""
 
     reason = "TOO_MANY_CALLS"
+
+
+class BuffersFull(Overloaded):
+    """The server holds as many bytes as it may of messages that came compressed."""
+
+    reason = "BUFFERS_FULL"
 
 
 class DeviceOutOfMemory(Overloaded):

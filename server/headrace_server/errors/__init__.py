@@ -8,8 +8,8 @@
     ├─ Conflict       it clashes with what exists        RequestIdReused, NameTaken
     ├─ WrongState     not now, given the state           IllegalTransition, ModelNotLoaded, InUse, Unsupported
     ├─ OutOfRange     the cursor points outside history  CursorExpired, CursorAhead
-    ├─ Overloaded     try again later                    QueueFull, NoPermit, TooManyCalls, DeviceOutOfMemory,
-    │                                                    StorageFull
+    ├─ Overloaded     try again later                    QueueFull, NoPermit, TooManyCalls, BuffersFull,
+    │                                                    DeviceOutOfMemory, StorageFull
     ├─ Unavailable    try again elsewhere or soon        ModelLoading, NoCheckpointYet, StoreAway, Draining
     ├─ Expired        the time for it is over            ExpiredInQueue, TimedOut
     ├─ Fenced         a newer worker has the job         WorkerFenced
@@ -40,6 +40,7 @@ from headrace_server.errors.invalid import (
     TooLarge as TooLarge,
 )
 from headrace_server.errors.later import (
+    BuffersFull as BuffersFull,
     DeviceOutOfMemory as DeviceOutOfMemory,
     Draining as Draining,
     Expired as Expired,

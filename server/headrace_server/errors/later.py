@@ -48,6 +48,19 @@ class TooManyCalls(Overloaded):
         super().__init__(f"{limit} calls are under way, the limit of this server", retry_after, limit=limit)
 
 
+class BuffersFull(Overloaded):
+    """The server holds as many bytes as it may of messages that came compressed."""
+
+    reason = "BUFFERS_FULL"
+
+    def __init__(self, limit_bytes: int, retry_after: timedelta = timedelta(seconds=1)) -> None:
+        super().__init__(
+            f"compressed messages have become {limit_bytes} bytes, the limit of this server",
+            retry_after,
+            limit_bytes=limit_bytes,
+        )
+
+
 class DeviceOutOfMemory(Overloaded):
     """A device has no memory left for the work."""
 

@@ -6,7 +6,7 @@ limits of its own, which say nothing that programs can read.
 
 from collections.abc import Iterable
 
-from headrace_server.errors import HeadraceError, TooLarge, TooManyCalls
+from headrace_server.errors import BuffersFull, HeadraceError, InvalidSpec, TooLarge, TooManyCalls, Violation
 from headrace_server.settings import ServerSettings
 
 MAX_METADATA_BYTES = 16 << 10
@@ -23,6 +23,7 @@ class Bounds:
     def __init__(self, settings: ServerSettings) -> None:
         self.max_calls = settings.max_concurrent_calls
         self.max_message_bytes = settings.max_message_bytes
+        self.max_buffered_bytes = settings.max_buffered_bytes
         self.num_calls = 0
 
     def enter(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
@@ -48,3 +49,12 @@ class Bounds:
     def too_large(self) -> HeadraceError:
         """Of a message."""
         return TooLarge("message", self.max_message_bytes, "server.max_message_bytes")
+
+    def buffers_full(self) -> HeadraceError:
+        """Of a compressed message, when others have become as large together as they may."""
+        return BuffersFull(self.max_buffered_bytes)
+
+
+def unreadable() -> HeadraceError:
+    """Of a message that is none of its method, or not compressed as it says."""
+    return InvalidSpec([Violation("", "the bytes are not a message of the type that this method takes")])

@@ -12,7 +12,7 @@ import grpc
 
 from headrace_server import _native
 from headrace_server.errors import CannotStart, Draining, HeadraceError
-from headrace_server.rpc.bounds import MAX_METADATA_BYTES, Bounds
+from headrace_server.rpc.bounds import MAX_METADATA_BYTES, Bounds, unreadable
 from headrace_server.rpc.plane import Plane
 from headrace_server.rpc.server import address_of, bind, bind_socket, port_taken
 from headrace_server.rpc.status import status_of
@@ -121,6 +121,8 @@ class _NativeDoor:
             too_many_calls=told(bounds.too_many_calls()),
             too_much_metadata=told(bounds.too_much_metadata()),
             too_large=told(bounds.too_large()),
+            no_room=told(bounds.buffers_full()),
+            malformed=told(unreadable()),
             certificate=str(tls.certificate) if tls is not None else "",
             key=str(tls.key) if tls is not None else "",
             client_authority=str(tls.client_ca or "") if tls is not None else "",

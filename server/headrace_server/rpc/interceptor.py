@@ -15,9 +15,10 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from headrace_server.errors import Draining, HeadraceError, InvalidSpec, Violation
-from headrace_server.rpc.bounds import Bounds
+from headrace_server.errors import Draining, HeadraceError
+from headrace_server.rpc.bounds import Bounds, unreadable
 from headrace_server.rpc.closing import closed_after
+from headrace_server.rpc.inflation import inflated
 from headrace_server.rpc.status import Statuses, trailers
 from headrace_server.telemetry.metrics import Metrics
 
@@ -286,14 +287,14 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None, bounds: Bounds | None)
     assert deserialize is not None
 
     def read(content: bytes) -> Any:
-        if bounds is not None and len(content) > bounds.max_message_bytes:
-            return _Refused(bounds.too_large())
         try:
+            if bounds is not None:
+                content = inflated(content, bounds.max_message_bytes)
+                if len(content) > bounds.max_message_bytes:
+                    return _Refused(bounds.too_large())
             return deserialize(content)
         except DecodeError:
-            return _Refused(
-                InvalidSpec([Violation("", "the bytes are not a message of the type that this method takes")])
-            )
+            return _Refused(unreadable())
 
     return read
 

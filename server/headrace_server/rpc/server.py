@@ -55,6 +55,8 @@ BEHIND_DOOR: Options = (
 # What is over the bounds of callers gets as far as the interceptor, which says why it is refused.
 AT_PUBLIC_PORT: Options = (
     ("grpc.max_receive_message_length", -1),
+    # Compressed messages come as they are: gRPC would inflate them without a bound.
+    ("grpc.per_message_decompression", 0),
     ("grpc.max_metadata_size", MAX_PARSED_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_PARSED_METADATA_BYTES),
 )

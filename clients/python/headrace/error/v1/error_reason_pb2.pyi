@@ -219,6 +219,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "STORE_AWAY", "domain": "headrace.dev", "metadata": {} }
     """
+    ERROR_REASON_BUFFERS_FULL: _ErrorReason.ValueType  # 37
+    """RESOURCE_EXHAUSTED.  The server holds as many bytes as it may of messages that came compressed;
+    google.rpc.RetryInfo says when to try again.
+
+        { "reason": "BUFFERS_FULL", "domain": "headrace.dev", "metadata": { "limit_bytes": "1073741824" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every error of this API carries a google.rpc.ErrorInfo whose domain is "headrace.dev" and whose reason is the name
@@ -423,5 +429,11 @@ ERROR_REASON_STORE_AWAY: ErrorReason.ValueType  # 36
 google.rpc.RetryInfo says when to try again.  What is loaded goes on answering.
 
     { "reason": "STORE_AWAY", "domain": "headrace.dev", "metadata": {} }
+"""
+ERROR_REASON_BUFFERS_FULL: ErrorReason.ValueType  # 37
+"""RESOURCE_EXHAUSTED.  The server holds as many bytes as it may of messages that came compressed;
+google.rpc.RetryInfo says when to try again.
+
+    { "reason": "BUFFERS_FULL", "domain": "headrace.dev", "metadata": { "limit_bytes": "1073741824" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
