@@ -31,8 +31,8 @@ using plane::Span;
 using plane::Status;
 using plane::Version;
 
-// (name, element, shape, whether only finite numbers are taken)
-using PlainSpec = std::tuple<std::string, std::string, std::vector<std::int64_t>, bool>;
+// (name, element, shape, whether only finite numbers are taken, the texts that its numbers stand for)
+using PlainSpec = std::tuple<std::string, std::string, std::vector<std::int64_t>, bool, std::vector<std::string>>;
 // (fields of a PredictResponse, fields of a ModelInferResponse)
 using PlainProvenance = std::pair<py::bytes, py::bytes>;
 // (model, version or nothing, what serves it, ModelMetadataResponse)
@@ -41,10 +41,11 @@ using PlainRoute = std::tuple<std::string, std::string, std::shared_ptr<Version>
 std::vector<plane::TensorSpec> specs_from(const std::vector<PlainSpec>& plain) {
   std::vector<plane::TensorSpec> specs;
   specs.reserve(plain.size());
-  for (const auto& [name, element_name, shape, finite_only] : plain) {
+  for (const auto& [name, element_name, shape, finite_only, texts] : plain) {
     const std::optional<Element> element = element_named(element_name);
     if (!element) throw std::invalid_argument("There is no element type " + element_name + ".");
-    specs.push_back({name, *element, shape, finite_only});
+    specs.push_back({name, *element, shape, finite_only,
+                     texts.empty() ? nullptr : std::make_shared<const plane::Categories>(texts)});
   }
   return specs;
 }

@@ -59,8 +59,15 @@ py::bytes as_bytes(const plane::Block& block) {
 py::dict as_dict(const Question& question) {
   py::list inputs;
   for (const plane::Tensor& tensor : question.inputs) {
-    inputs.append(py::make_tuple(std::string(tensor.name), std::string(name_of(tensor.element)), tensor.shape,
-                                 join(tensor.pieces)));
+    const std::string name(tensor.name);
+    if (tensor.is_text) {
+      py::list texts;
+      for (const std::string_view text : tensor.texts) texts.append(std::string(text));
+      inputs.append(py::make_tuple(name, "STRING", tensor.shape, texts));
+    } else {
+      inputs.append(
+          py::make_tuple(name, std::string(name_of(tensor.element)), tensor.shape, join(tensor.pieces)));
+    }
   }
   py::list outputs;
   for (const std::string_view name : question.output_names) outputs.append(std::string(name));
@@ -121,7 +128,7 @@ py::bytes write_answer(int form, const std::string& id, const std::vector<Output
   contents.reserve(arrays.size());
   for (const auto& [name, element, shape, data] : arrays) {
     chosen.push_back(chosen.size());
-    version.outputs.push_back({name, *element_named(element), shape, false});
+    version.outputs.push_back({name, *element_named(element), shape, false, nullptr});
     contents.push_back(data);
     batching::Output& output = outputs.emplace_back();
     output.element = element_named(element);
@@ -155,7 +162,7 @@ double time_answers(bool is_predict, const std::string& request, std::size_t num
   const Copy copy({request});
   plane::Version version;
   version.provenance.push_back({std::string(120, 'p'), std::string(160, 'p')});
-  version.outputs.push_back({"y", Element::kFp32, {-1, 10}, false});
+  version.outputs.push_back({"y", Element::kFp32, {-1, 10}, false, nullptr});
   const std::vector<float> values(10, 1.0F);
   batching::Output output;
   output.element = Element::kFp32;

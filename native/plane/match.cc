@@ -1,14 +1,18 @@
 #include "plane/match.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <limits>
+#include <optional>
 #include <utility>
 
 namespace headrace::plane {
 namespace {
 
 bool fits(const TensorSpec& spec, const Tensor& tensor) {
-  if (tensor.element != spec.element || tensor.shape.size() != spec.shape.size()) return false;
+  const bool is_right_type = tensor.is_text ? spec.categories != nullptr : tensor.element == spec.element;
+  if (!is_right_type || tensor.shape.size() != spec.shape.size()) return false;
   for (std::size_t i = 0; i < spec.shape.size(); ++i) {
     if (spec.shape[i] != -1 && spec.shape[i] != tensor.shape[i]) return false;
   }
@@ -65,6 +69,36 @@ bool are_finite(const Tensor& tensor) {
   return true;
 }
 
+template <class Number>
+bool put_numbers(const Categories& categories, const std::vector<std::string_view>& texts, std::byte* to) {
+  constexpr auto kLargest = static_cast<std::uint64_t>(std::numeric_limits<Number>::max());
+  for (const std::string_view text : texts) {
+    const std::optional<std::int64_t> found = categories.number_of(text);
+    if (!found || static_cast<std::uint64_t>(*found) > kLargest) return false;
+    const auto number = static_cast<Number>(*found);
+    std::memcpy(to, &number, sizeof number);
+    to += sizeof number;
+  }
+  return true;
+}
+
+// Puts numbers in the place of texts.  False when a text stands for none.
+bool encode(const TensorSpec& spec, Tensor& tensor) {
+  tensor.element = spec.element;
+  std::byte* const to = tensor.make_room(tensor.texts.size());
+  switch (spec.element) {
+    case Element::kInt8: return put_numbers<std::int8_t>(*spec.categories, tensor.texts, to);
+    case Element::kInt16: return put_numbers<std::int16_t>(*spec.categories, tensor.texts, to);
+    case Element::kInt32: return put_numbers<std::int32_t>(*spec.categories, tensor.texts, to);
+    case Element::kInt64: return put_numbers<std::int64_t>(*spec.categories, tensor.texts, to);
+    case Element::kUint8: return put_numbers<std::uint8_t>(*spec.categories, tensor.texts, to);
+    case Element::kUint16: return put_numbers<std::uint16_t>(*spec.categories, tensor.texts, to);
+    case Element::kUint32: return put_numbers<std::uint32_t>(*spec.categories, tensor.texts, to);
+    case Element::kUint64: return put_numbers<std::uint64_t>(*spec.categories, tensor.texts, to);
+    default: return false;
+  }
+}
+
 Tensor* find(std::vector<Tensor>& tensors, std::string_view name) {
   for (Tensor& tensor : tensors) {
     if (tensor.name == name) return &tensor;
@@ -83,6 +117,7 @@ bool match(Question& question, const Version& version, batching::Call& call) {
     Tensor* tensor = find(question.inputs, spec.name);
     if (tensor == nullptr || !fits(spec, *tensor)) return false;
     if (version.takes_rows && !call.inputs.empty() && tensor->shape[0] != call.inputs[0].shape[0]) return false;
+    if (tensor->is_text && !encode(spec, *tensor)) return false;
     if (spec.finite_only && !are_finite(*tensor)) return false;
     batching::Input& input = call.inputs.emplace_back();
     input.element = tensor->element;

@@ -14,15 +14,25 @@
 
 namespace headrace::plane {
 
-// One input: whole, of a possible shape, and with as many bytes as that shape needs.
+// One input: whole, of a possible shape, and with as many bytes, or texts, as that shape needs.
 struct Tensor {
   std::string_view name;
+  bool came_as_values = false;  // readable, for people: of a PredictRequest
+  bool is_text = false;  // then it has `texts`, and neither an element type nor bytes
+  std::vector<std::string_view> texts;
   Element element = Element::kFp32;
   std::vector<std::int64_t> shape;  // no length is negative or zero
   std::vector<Piece> pieces;        // row-major, little-endian; an element may lie in two
   std::unique_ptr<std::byte[]> decoded;  // what `pieces` names, when it did not lie in the message as such
   std::size_t size_bytes = 0;
-  bool came_as_values = false;  // readable, for people: of a PredictRequest
+
+  // Memory for so many elements, which do not lie in the message as such.
+  std::byte* make_room(std::size_t count) {
+    size_bytes = count * size_of(element);
+    decoded.reset(new std::byte[size_bytes]);
+    pieces.push_back({decoded.get(), size_bytes});
+    return decoded.get();
+  }
 };
 
 // Everything lies in the message, or in `scratch` and `decoded`.

@@ -15,6 +15,7 @@
 
 #include "batching/batcher.h"
 #include "gather/element.h"
+#include "plane/categories.h"
 
 namespace headrace::plane {
 
@@ -24,6 +25,8 @@ struct TensorSpec {
   Element element = Element::kFp32;
   std::vector<std::int64_t> shape;  // -1 where any length is accepted
   bool finite_only = false;
+  // Of integers that stand for texts, which callers may send in their place; else nothing.
+  std::shared_ptr<const Categories> categories{};
 };
 
 // What is said of the program that ran, in the words of both protocols, encoded once.

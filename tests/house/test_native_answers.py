@@ -21,10 +21,12 @@ from headrace.models.v1.model_service_pb2_grpc import ModelServiceStub
 from headrace.type.v1 import tensor_pb2
 from headrace_server import _native
 from headrace_server.house import House
+from headrace_server.models.onnx_signature import read_signature
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as oip
 from headrace_server.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from headrace_server.settings import Settings
 from tests.doubles import onnx_models
+from tests.native.plane.messages import joined
 
 pytestmark = pytest.mark.skipif(not _native.door_built, reason="the native door was not built")
 
@@ -37,7 +39,13 @@ MODELS = {
     "half": onnx_models.identity(TensorProto.FLOAT16),
     "flags": onnx_models.identity(TensorProto.BOOL),
     "whole": onnx_models.identity(TensorProto.INT8, (3,)),
+    "brain": onnx_models.identity(TensorProto.BFLOAT16),
+    "colours": onnx_models.identity(TensorProto.INT64, ("batch",)),
+    "strict": onnx_models.identity(TensorProto.INT8, ("batch",)),
+    "texts": onnx_models.identity(TensorProto.STRING),
 }
+CATEGORIES = {"colours": ["", "red", "", "gr\u00fcn"], "strict": ["no", "yes", "no"]}
+"""Texts that stand for the numbers of a model's input; an empty one in the first place stands for all others."""
 
 
 class Server:
@@ -92,7 +100,16 @@ async def serving(folder: Path, door: str, **inference: object) -> AsyncIterator
 
 def save_all(folder: Path) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
-    return {name: save(model, folder / f"{name}.onnx") for name, model in MODELS.items()}
+    files = {name: save(model, folder / f"{name}.onnx") for name, model in MODELS.items()}
+    return files | {name: save_with_texts(MODELS[name], folder / name, texts) for name, texts in CATEGORIES.items()}
+
+
+def save_with_texts(model: onnx.ModelProto, folder: Path, texts: list[str]) -> Path:
+    folder.mkdir()
+    signature = read_signature(save(model, folder / "model.onnx"), may_have_companions=False)
+    inputs = tuple(spec.model_copy(update={"class_names": tuple(texts)}) for spec in signature.inputs)
+    (folder / "signature.json").write_text(signature.model_copy(update={"inputs": inputs}).model_dump_json())
+    return folder
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:
@@ -131,10 +148,37 @@ def raw(model: str, datatype: str, array: np.ndarray[Any, Any]) -> oip.ModelInfe
     return request
 
 
+def changed(request: oip.ModelInferRequest, **fields: Any) -> oip.ModelInferRequest:
+    """With something else said of its input."""
+    tensor = request.inputs[0]
+    for name, value in fields.items():
+        if name == "shape":
+            tensor.shape[:] = value
+        else:
+            setattr(tensor, name, value)
+    return request
+
+
+def texts(model: str, contents: list[bytes], *, is_raw: bool) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name=model)
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=[len(contents)])
+    if is_raw:
+        request.raw_input_contents.append(joined(contents))
+    else:
+        tensor.contents.bytes_contents.extend(contents)
+    return request
+
+
 def with_parameter(request: oip.ModelInferRequest, key: str, number: int) -> oip.ModelInferRequest:
     request.parameters[key].int64_param = number
     return request
 
+
+IMPOSSIBLE_SHAPES = [
+    *([-1, 2], [1, -2], [-1, -2], [0, 2], [2], [], [3, 2], [1] * 33),
+    *([2**62, 4], [2**32, 2**32], [2**63 - 1, 2**63 - 1], [2**61 + 1, 8]),
+]
+"""Of 8 bytes in two numbers; products of some are the right number once they overflow."""
 
 PREDICTIONS: list[pb.PredictRequest] = [
     predict(),
@@ -151,6 +195,13 @@ PREDICTIONS: list[pb.PredictRequest] = [
     pb.PredictRequest(
         model="models/double",
         inputs={"x": tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FP32, shape=[1, 2], data=b"1234")},
+    ),
+    *(
+        pb.PredictRequest(
+            model="models/double",
+            inputs={"x": tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FP32, shape=shape, data=bytes(8))},
+        )
+        for shape in IMPOSSIBLE_SHAPES
     ),
     pb.PredictRequest(model="models/double", inputs={"x": tensor([[1, 2]]), "z": tensor([[1, 2]])}),
     pb.PredictRequest(model="models/double"),
@@ -171,6 +222,23 @@ PREDICTIONS: list[pb.PredictRequest] = [
     readable("whole", "INT8", [3], ints=[1, -128, 127]),
     readable("whole", "INT8", [3], ints=[1, -128, 128]),
     readable("look", "INT64", [2], ints=[1, 3]),
+    readable("half", "FP16", [1, 2], floats=[0.1, 65519.9]),
+    readable("half", "FP16", [1, 2], floats=[0.1, 65520]),
+    readable("half", "FP16", [1, 2], floats=[0.1, float("nan")]),
+    readable("half", "BF16", [1, 2], floats=[0.1, -2]),
+    readable("colours", "STRING", [4], strings=["gr\u00fcn", "red", "", "mauve"]),
+    readable("colours", "STRING", [2, 1], strings=["red", "red"]),
+    readable("colours", "STRING", [2], strings=["red"]),
+    readable("colours", "INT64", [2], ints=[1, 7]),
+    readable("strict", "STRING", [2], strings=["yes", "no"]),
+    readable("strict", "STRING", [2], strings=["yes", ""]),
+    readable("strict", "STRING", [2], strings=["yes", "maybe"]),
+    readable("texts", "STRING", [1, 2], strings=["a", "b"]),
+    pb.PredictRequest(
+        model="models/brain",
+        inputs={"x": tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_BF16, shape=[1, 2], data=b"\x80\x3f\0\x40")},
+    ),
+    readable("brain", "BF16", [1, 2], floats=[0.1, -2]),
 ]
 INFERENCES: list[oip.ModelInferRequest] = [
     infer(),
@@ -188,6 +256,33 @@ INFERENCES: list[oip.ModelInferRequest] = [
     raw("look", "INT64", np.array([99], np.int64)),
     raw("double", "FP32", np.array([[np.inf, 1]], np.float32)),
     raw("double", "FP64", np.array([[1, 1]], np.float64)),
+    *(changed(raw("double", "FP32", np.ones((1, 2), "<f4")), shape=shape) for shape in IMPOSSIBLE_SHAPES),
+    *(changed(infer(), shape=shape) for shape in IMPOSSIBLE_SHAPES),
+    changed(raw("double", "FP32", np.ones((1, 2), "<f4")), datatype="FP99"),
+    oip.ModelInferRequest(model_name="double"),
+    oip.ModelInferRequest(model_name="double", inputs=[infer().inputs[0], infer().inputs[0]]),
+    oip.ModelInferRequest(model_name="double", inputs=infer().inputs, raw_input_contents=[bytes(8)]),
+    oip.ModelInferRequest(model_name="double", inputs=infer().inputs, raw_input_contents=[bytes(8), bytes(8)]),
+    oip.ModelInferRequest(
+        model_name="double",
+        inputs=[raw("double", "FP32", np.ones((1, 2), "<f4")).inputs[0], infer().inputs[0]],
+        raw_input_contents=[bytes(8)],
+    ),
+    *(infer(model_version=version) for version in ("9", "0", "-1", "one", "99999999999999999999")),
+    infer("double@default", model_version="1"),
+    infer("double/versions/1"),
+    *(
+        infer(outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in names])
+        for names in (["y"], ["z"], ["y", "y"])
+    ),
+    raw("brain", "BF16", np.array([[0x3F80, 0x4000]], np.uint16)),
+    texts("colours", ["gr\u00fcn".encode(), b"mauve"], is_raw=True),
+    texts("colours", ["gr\u00fcn".encode(), b"mauve"], is_raw=False),
+    texts("colours", [b"\xff"], is_raw=True),
+    texts("strict", [b"no", b"yes", b"no"], is_raw=True),
+    texts("strict", [b"no", b""], is_raw=False),
+    texts("strict", [], is_raw=False),
+    texts("double", [b"1", b"2"], is_raw=True),
 ]
 
 
@@ -240,9 +335,37 @@ async def test_every_answer_and_every_refusal_is_the_same(servers: tuple[Server,
         ready = oip.ModelReadyRequest(name=name)
         assert await native.open.ModelReady(ready) == await complete.open.ModelReady(ready)
     assert await native.open.ServerReady(oip.ServerReadyRequest()) == oip.ServerReadyResponse(ready=True)
-    assert native.passed(PREDICT, "name") == 3
+    assert native.passed(PREDICT, "name") == 4
     assert native.answered(PREDICT) == complete.answered(PREDICT)
     assert native.answered(INFER) == complete.answered(INFER)
+
+
+async def test_numbers_in_whatever_form_and_texts_that_stand_for_them_are_answered_by_the_door(native: Server) -> None:
+    for request in (
+        readable("half", "FP16", [1, 2], floats=[0.1, -2]),
+        readable("brain", "BF16", [1, 2], floats=[0.1, -2]),
+        readable("colours", "STRING", [2], strings=["red", "mauve"]),
+        readable("strict", "STRING", [2], strings=["yes", "no"]),
+        pb.PredictRequest(model="models/half", inputs={"x": tensor([[1, 2]], "FP16", "<f2")}),
+    ):
+        await native.inference.Predict(request)
+    for question in (
+        raw("half", "FP16", np.array([[1, 2]], np.float16)),
+        raw("brain", "BF16", np.array([[0x3F80, 0x4000]], np.uint16)),
+        texts("colours", [b"red", b"mauve"], is_raw=True),
+        texts("strict", [b"no", b"yes"], is_raw=False),
+    ):
+        await native.open.ModelInfer(question)
+
+    counts = native.house.metrics.registry
+    assert not [
+        sample
+        for family in counts.collect()
+        if family.name == "headrace_passed_calls"
+        for sample in family.samples
+        if sample.name.endswith("_total") and sample.value and sample.labels["method"] in (PREDICT, INFER)
+    ]
+    assert (native.answered(PREDICT), native.answered(INFER)) == (5, 4)
 
 
 async def test_streams_hold_the_same_answers(servers: tuple[Server, Server]) -> None:

@@ -7,6 +7,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "gather/narrow.h"
 #include "plane/wire/tensors.h"
 
 namespace headrace::plane::wire {
@@ -103,38 +104,54 @@ bool find_run(Reader contents, std::uint32_t field, std::uint32_t last_field, Re
   return has_run;
 }
 
-// Room for elements that do not lie in the message as such.
-void make_room(std::size_t count, Tensor& tensor) {
-  tensor.size_bytes = count * size_of(tensor.element);
-  tensor.decoded.reset(new std::byte[tensor.size_bytes]);
-}
-
 bool decode(Reader run, std::size_t count, Put put_element, Tensor& tensor) {
   if (run.left() < count) return false;  // each takes at least one byte: so nothing large is made for a small message
   const std::size_t size = size_of(tensor.element);
-  make_room(count, tensor);
+  std::byte* const to = tensor.make_room(count);
   for (std::size_t i = 0; i < count; ++i) {
     std::uint64_t value = 0;
-    if (!run.read_varint(value) || !put_element(value, tensor.decoded.get() + i * size)) return false;
+    if (!run.read_varint(value) || !put_element(value, to + i * size)) return false;
   }
-  if (!run.is_at_end()) return false;
-  tensor.pieces.push_back({tensor.decoded.get(), tensor.size_bytes});
-  return true;
+  return run.is_at_end();
 }
 
+// Bits of the narrower type, and whether they are those of infinity.
+struct Fp32 {
+  using Bits = std::uint32_t;
+  static Bits of(double wide) {
+    const auto value = static_cast<float>(wide);
+    Bits bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+  }
+  static bool is_infinite(Bits bits) { return (bits & 0x7fffffffu) == 0x7f800000u; }
+};
+
+struct Fp16 {
+  using Bits = std::uint16_t;
+  static Bits of(double wide) { return fp16_of_fp64(wide); }
+  static bool is_infinite(Bits bits) { return (bits & 0x7fffu) == 0x7c00u; }
+};
+
+struct Bf16 {
+  using Bits = std::uint16_t;
+  static Bits of(double wide) { return bf16_of_fp64(wide); }
+  static bool is_infinite(Bits bits) { return (bits & 0x7fffu) == 0x7f80u; }
+};
+
+template <class Narrow>
 bool narrow(Reader run, std::size_t count, Tensor& tensor) {
   if (run.left() != count * sizeof(double)) return false;
-  make_room(count, tensor);
+  std::byte* const to = tensor.make_room(count);
   for (std::size_t i = 0; i < count; ++i) {
-    std::uint64_t bits = 0;
+    std::uint64_t wide_bits = 0;
     double wide = 0;
-    run.read_fixed64(bits);
-    std::memcpy(&wide, &bits, sizeof wide);
-    const auto value = static_cast<float>(wide);
-    if (std::isinf(value) != std::isinf(wide)) return false;  // too large
-    std::memcpy(tensor.decoded.get() + i * sizeof value, &value, sizeof value);
+    run.read_fixed64(wide_bits);
+    std::memcpy(&wide, &wide_bits, sizeof wide);
+    const typename Narrow::Bits bits = Narrow::of(wide);
+    if (Narrow::is_infinite(bits) != std::isinf(wide)) return false;  // too large
+    std::memcpy(to + i * sizeof bits, &bits, sizeof bits);
   }
-  tensor.pieces.push_back({tensor.decoded.get(), tensor.size_bytes});
   return true;
 }
 
@@ -170,8 +187,13 @@ bool take_floats(Reader values, Tensor& tensor) {
   const std::optional<std::size_t> count = count_elements(tensor.shape, tensor.element);
   Reader run;
   if (!count || !find_run(values, kValuesField, kValuesField, run)) return false;
-  if (tensor.element == Element::kFp64) return take_bytes(run, tensor);
-  return tensor.element == Element::kFp32 && narrow(run, *count, tensor);
+  switch (tensor.element) {
+    case Element::kFp64: return take_bytes(run, tensor);
+    case Element::kFp32: return narrow<Fp32>(run, *count, tensor);
+    case Element::kFp16: return narrow<Fp16>(run, *count, tensor);
+    case Element::kBf16: return narrow<Bf16>(run, *count, tensor);
+    default: return false;
+  }
 }
 
 bool take_ints(Reader values, Tensor& tensor) {

@@ -12,7 +12,7 @@ namespace headrace::plane::wire {
 // travels raw only.
 bool take_contents(Reader contents, Tensor& tensor);
 
-// Takes the elements of a tensor of floats or integers from their values; of 16 and 8 bits only integers are read here.
+// Takes the elements of a tensor of floats or integers from their values; floats of 8 bits are not read here.
 // Fails when they are too few or too many, in several runs, or out of range.
 bool take_floats(Reader values, Tensor& tensor);
 bool take_ints(Reader values, Tensor& tensor);

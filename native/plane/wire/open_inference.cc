@@ -6,6 +6,7 @@
 
 #include "plane/wire/contents.h"
 #include "plane/wire/tensors.h"
+#include "plane/wire/texts.h"
 
 namespace headrace::plane::wire {
 namespace {
@@ -15,6 +16,7 @@ constexpr std::uint64_t kHighestLevel = 1;
 constexpr std::uint64_t kLowestLevel = 201;
 constexpr int kDefaultLevel = 101;
 constexpr double kMicroseconds = 1e6;
+constexpr std::string_view kText = "BYTES";
 constexpr std::size_t kMostParameters = 64;
 constexpr std::size_t kLongestText = 4096;
 
@@ -176,11 +178,16 @@ bool read_output(Reader message, Question& question) {
   return true;
 }
 
-bool take_input(const InputMessage& input, const Reader* raw, Tensor& tensor) {
+bool take_input(const InputMessage& input, const Reader* raw, Tensor& tensor, Scratch& scratch) {
+  if (raw != nullptr && input.contents && !input.contents->is_at_end()) return false;
+  if (input.datatype == kText) {
+    if (raw != nullptr) return take_raw_texts(*raw, tensor, scratch);
+    return input.contents && take_bytes_contents(*input.contents, tensor, scratch);
+  }
   const std::optional<Element> element = element_named(input.datatype);
   if (!element) return false;
   tensor.element = *element;
-  if (raw != nullptr) return (!input.contents || input.contents->is_at_end()) && take_bytes(*raw, tensor);
+  if (raw != nullptr) return take_bytes(*raw, tensor);
   return input.contents && take_contents(*input.contents, tensor);
 }
 
@@ -234,7 +241,9 @@ bool read_infer(Reader message, Question& question) {
   if (!raw.empty() && raw.size() != inputs.size()) return false;
   question.is_raw = !raw.empty() || inputs.empty();
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    if (!take_input(inputs[i], raw.empty() ? nullptr : &raw[i], question.inputs[i])) return false;
+    if (!take_input(inputs[i], raw.empty() ? nullptr : &raw[i], question.inputs[i], question.scratch)) {
+      return false;
+    }
   }
   return true;
 }

@@ -9,7 +9,7 @@
 
 namespace headrace::plane::wire {
 
-// False when the message is not one that the plane answers: malformed, wrong, or with BYTES.
+// False when the message is not one that the plane answers: malformed or wrong.
 bool read_infer(Reader message, Question& question);
 
 // The id of a ModelInferRequest, whatever else is in it.  False when the message is malformed at its top.

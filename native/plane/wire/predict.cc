@@ -6,6 +6,7 @@
 
 #include "plane/wire/contents.h"
 #include "plane/wire/tensors.h"
+#include "plane/wire/texts.h"
 
 namespace headrace::plane::wire {
 namespace {
@@ -23,11 +24,13 @@ constexpr std::uint32_t kInts = 5;
 constexpr std::uint32_t kStrings = 6;
 // The numbers of headrace.type.v1.DataType begin at 1 and are otherwise in the order of `Element`.
 constexpr std::int32_t kFirstDataType = 1;
+// DATA_TYPE_STRING, the last one.
+constexpr std::int32_t kStringType = 16;
 
 // As protobuf does: the lower half of what may have been sent as 64 bits.
 std::int32_t as_int32(std::uint64_t value) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(value)); }
 
-bool read_tensor(Reader message, Tensor& tensor) {
+bool read_tensor(Reader message, Tensor& tensor, Scratch& scratch) {
   std::int32_t data_type = 0;
   std::uint32_t form = 0;
   Reader content;
@@ -46,18 +49,19 @@ bool read_tensor(Reader message, Tensor& tensor) {
       case kData:
       case kFloats:
       case kInts:
+      case kStrings:
         if (tag.type != WireType::kLength || form != 0 || !message.read_length(content)) return false;
         form = tag.field;
         break;
-      case kStrings: return false;
       default:
         if (!message.skip(tag.type)) return false;
     }
   }
+  tensor.came_as_values = form != kData;
+  if (data_type == kStringType) return form == kStrings && take_strings(content, tensor, scratch);
   const auto index = static_cast<std::int64_t>(data_type) - kFirstDataType;
   if (index < 0 || index >= static_cast<std::int64_t>(kElements.size())) return false;
   tensor.element = static_cast<Element>(index);
-  tensor.came_as_values = form != kData;
   switch (form) {
     case kData: return take_bytes(content, tensor);
     case kFloats: return take_floats(content, tensor);
@@ -85,7 +89,7 @@ bool read_input(Reader entry, Question& question) {
       return false;
     }
   }
-  if (!has_name || !value || !read_tensor(*value, tensor)) return false;
+  if (!has_name || !value || !read_tensor(*value, tensor, question.scratch)) return false;
   // Of two entries of a map with the same key the last counts.
   const auto same = std::find_if(question.inputs.begin(), question.inputs.end(),
                                  [&](const Tensor& other) { return other.name == tensor.name; });

@@ -10,8 +10,7 @@
 
 namespace headrace::plane::wire {
 
-// False when the message is not one that the plane answers: malformed, wrong, or with texts, or values that are none of
-// FP32, FP64, an integer type and BOOL.
+// False when the message is not one that the plane answers: malformed, wrong, or with values of FP8.
 bool read_predict(Reader message, Question& question);
 
 // One message of a PredictStream.

@@ -120,10 +120,14 @@ bool Reader::read_fixed(void* value, std::size_t size) {
 
 bool Reader::read_length(Reader& content) {
   std::uint64_t length = 0;
-  if (!read_varint(length) || length > left_) return false;
+  return read_varint(length) && take(length, content);
+}
+
+bool Reader::take(std::uint64_t size, Reader& content) {
+  if (size > left_) return false;
   content = *this;
-  content.left_ = static_cast<std::size_t>(length);
-  if (length > 0) advance(static_cast<std::size_t>(length));
+  content.left_ = static_cast<std::size_t>(size);
+  if (size > 0) advance(static_cast<std::size_t>(size));
   return true;
 }
 

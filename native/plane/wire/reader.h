@@ -48,6 +48,8 @@ class Reader {
   bool read_fixed64(std::uint64_t& value) { return read_fixed(&value, sizeof value); }
   // What has a length before it: a reader of exactly that.
   bool read_length(Reader& content);
+  // A reader of the next so many bytes.
+  bool take(std::uint64_t size, Reader& content);
   // A field that is not known.
   bool skip(WireType type);
 

@@ -94,8 +94,9 @@ def _served_by(resident: Resident) -> _native.ServedVersion:
     )
 
 
-def _plain(spec: TensorSpec) -> tuple[str, str, Sequence[int], bool]:
-    return spec.name, spec.data_type.value, spec.shape, spec.finite_only
+def _plain(spec: TensorSpec) -> tuple[str, str, Sequence[int], bool, Sequence[str]]:
+    texts = spec.class_names if spec.takes_text else ()
+    return spec.name, spec.data_type.value, spec.shape, spec.finite_only, texts
 
 
 def _parts_of(name: ModelName) -> tuple[str, str]:

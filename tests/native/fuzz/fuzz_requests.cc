@@ -41,11 +41,18 @@ void check(const plane::Question& question) {
   expect(!question.timeout_seconds || *question.timeout_seconds > 0);
   for (const std::string_view name : question.output_names) sum = sum + touch(name);
   for (const plane::Tensor& tensor : question.inputs) {
-    std::size_t count = headrace::size_of(tensor.element);
+    std::size_t num_elements = 1;
     for (const std::int64_t length : tensor.shape) {
       expect(length > 0);
-      count *= static_cast<std::size_t>(length);
+      num_elements *= static_cast<std::size_t>(length);
     }
+    expect(tensor.is_text || tensor.texts.empty());
+    if (tensor.is_text) {
+      expect(tensor.texts.size() == num_elements && tensor.pieces.empty() && tensor.size_bytes == 0);
+      for (const std::string_view text : tensor.texts) sum = sum + touch(text);
+      continue;
+    }
+    const std::size_t count = num_elements * headrace::size_of(tensor.element);
     std::size_t size = 0;
     for (const plane::Piece& piece : tensor.pieces) {
       size += piece.size;

@@ -31,6 +31,7 @@ CODEC = [
     "plane/wire/predict.cc",
     "plane/wire/reader.cc",
     "plane/wire/tensors.cc",
+    "plane/wire/texts.cc",
 ]
 PREDICT, INFER, STREAM, ABOUT, ID, STATUS = range(6)
 
@@ -41,13 +42,29 @@ def seeds() -> Iterator[tuple[int, bytes]]:
         if data_type is not DataType.STRING:
             predict, readable, raw, typed = _requests(data_type)
             yield PREDICT, predict.SerializeToString()
-            if not data_type.is_floating or data_type in (DataType.FP32, DataType.FP64):
+            if data_type not in (DataType.FP8_E4M3, DataType.FP8_E5M2):
                 yield PREDICT, readable.SerializeToString()
             stream = predict_pb.PredictStreamRequest(id="é7", request=predict)
             stream.timeout.FromMilliseconds(1500)
             yield STREAM, stream.SerializeToString()
             yield from ((reader, raw.SerializeToString()) for reader in (INFER, ID))
             yield INFER, typed.SerializeToString()
+    texts = ["red", "", "gr\u00fcn"]
+    contents = [text.encode() for text in texts]
+    readable = predict_pb.PredictRequest(model="models/digits")
+    readable.inputs["colour"].CopyFrom(
+        tensor_pb2.Tensor(
+            data_type=tensor_pb2.DATA_TYPE_STRING, shape=[3], strings=tensor_pb2.StringValues(values=texts)
+        )
+    )
+    yield PREDICT, readable.SerializeToString()
+    typed = infer_pb.ModelInferRequest(model_name="digits")
+    typed.inputs.add(name="colour", datatype="BYTES", shape=[3])
+    raw = infer_pb.ModelInferRequest()
+    raw.CopyFrom(typed)
+    typed.inputs[0].contents.bytes_contents.extend(contents)
+    raw.raw_input_contents.append(b"".join(len(each).to_bytes(4, "little") + each for each in contents))
+    yield from ((INFER, request.SerializeToString()) for request in (typed, raw))
     yield ABOUT, infer_pb.ModelReadyRequest(name="digits@champion", version="3").SerializeToString()
     for error in (ExpiredInQueue(3.5), InvalidSpec([Violation("id", "is there twice")])):
         yield STATUS, status_of(error).SerializeToString()

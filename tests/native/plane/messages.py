@@ -13,6 +13,7 @@ from headrace_server.errors import HeadraceError
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as infer_pb
 from headrace_server.rpc.wire.inference import question_from_proto
 from headrace_server.rpc.wire.open_inference import question_from_request
+from headrace_server.rpc.wire.open_inference_tensors import datatype_of
 from headrace_server.tensors import Array, DataType, Tensors
 
 _Format = predict_pb.PredictRequest.ContentFormat
@@ -32,9 +33,10 @@ TYPED = {
     DataType.FP64: "fp64_contents",
 }
 
-READABLE = [*TYPED]
+READABLE = [*TYPED, DataType.FP16, DataType.BF16]
 """The types whose values the native reader takes, too; those of other types are left to the complete server."""
 
+texts = st.text(st.characters(codec="utf-8"), max_size=8)
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=0, max_size=8)
 shapes = st.lists(st.integers(1, 4), max_size=4)
 models = st.sampled_from(["digits", "digits@champion", "a", "x-1"])
@@ -47,6 +49,10 @@ def arrays(draw: st.DrawFn, types: Sequence[DataType] = NUMBERS) -> Array:
     data_type = draw(st.sampled_from(types))
     shape = draw(shapes)
     count = int(np.prod(shape, dtype=np.int64))
+    if data_type is DataType.STRING:
+        array = np.empty(count, dtype=object)
+        array[:] = draw(st.lists(texts, min_size=count, max_size=count))
+        return array.reshape(shape)
     if data_type is DataType.BOOL:
         flags = draw(st.lists(st.booleans(), min_size=count, max_size=count))
         return np.array(flags, dtype=np.bool_).reshape(shape)
@@ -65,12 +71,15 @@ def predict_requests(draw: st.DrawFn) -> predict_pb.PredictRequest:
         content_format=draw(st.sampled_from(_Format.values())),
         priority=draw(st.integers(-100, 100)),
     )
-    for name, array in draw(st.dictionaries(names, arrays(), max_size=3)).items():
+    for name, array in draw(st.dictionaries(names, arrays([*DataType]), max_size=3)).items():
         tensor = request.inputs[name]
         tensor.data_type = tensor_pb2.DataType.Value(f"DATA_TYPE_{DataType.of(array.dtype)}")
         tensor.shape.extend(array.shape)
-        if DataType.of(array.dtype) in READABLE and draw(st.booleans()) and fits_values(array):
-            if array.dtype.kind == "f":
+        if array.dtype == object:
+            tensor.strings.values.extend(array.ravel().tolist())
+            tensor.strings.SetInParent()
+        elif DataType.of(array.dtype) in READABLE and draw(st.booleans()) and fits_values(array):
+            if DataType.of(array.dtype).is_floating:
                 tensor.floats.values.extend(array.ravel().tolist())
             else:
                 tensor.ints.values.extend(map(int, array.ravel().tolist()))
@@ -93,11 +102,18 @@ def infer_requests(draw: st.DrawFn) -> infer_pb.ModelInferRequest:
         model_name=model.partition("@")[0] if version else model, model_version=version, id=draw(names)
     )
     is_raw = draw(st.booleans())
-    for name, array in draw(st.dictionaries(names, arrays(NUMBERS if is_raw else [*TYPED]), max_size=3)).items():
+    types = [*DataType] if is_raw else [*TYPED, DataType.STRING]
+    for name, array in draw(st.dictionaries(names, arrays(types), max_size=3)).items():
         data_type = DataType.of(array.dtype)
-        tensor = request.inputs.add(name=name, datatype=data_type, shape=array.shape)
+        tensor = request.inputs.add(name=name, datatype=datatype_of(data_type), shape=array.shape)
         tensor.parameters["binary_data_size"].int64_param = array.nbytes
-        if is_raw:
+        if data_type is DataType.STRING:
+            contents = [text.encode() for text in array.ravel().tolist()]
+            if is_raw:
+                request.raw_input_contents.append(joined(contents))
+            else:
+                tensor.contents.bytes_contents.extend(contents)
+        elif is_raw:
             request.raw_input_contents.append(array.tobytes())
         else:
             getattr(tensor.contents, TYPED[data_type]).extend(array.ravel().tolist())
@@ -108,6 +124,11 @@ def infer_requests(draw: st.DrawFn) -> infer_pb.ModelInferRequest:
     if draw(st.booleans()):
         request.parameters["timeout"].int64_param = draw(st.integers(0, 10**12))
     return request
+
+
+def joined(contents: Sequence[bytes]) -> bytes:
+    """Elements of BYTES, as they travel raw."""
+    return b"".join(len(content).to_bytes(4, "little") + content for content in contents)
 
 
 @st.composite
@@ -182,8 +203,11 @@ def in_order(read: dict[str, Any] | None) -> dict[str, Any] | None:
     return read if read is None else {**read, "inputs": sorted(read["inputs"])}
 
 
-def _inputs(tensors: Tensors) -> list[tuple[str, str, list[int], bytes]]:
+def _inputs(tensors: Tensors) -> list[tuple[str, str, list[int], bytes | list[str]]]:
     return [
-        (name, str(DataType.of(array.dtype)), [*array.shape], array.tobytes() if array.dtype != object else b"text")
+        (
+            *(name, str(DataType.of(array.dtype)), [*array.shape]),
+            array.tobytes() if array.dtype != object else array.ravel().tolist(),
+        )
         for name, array in tensors.items()
     ]

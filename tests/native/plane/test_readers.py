@@ -1,5 +1,6 @@
 """The native readers beside protobuf's own: what they take they read alike, and what is wrong they leave alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from headrace.inference.v1 import inference_service_pb2 as predict_pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server._native import plane_testing as native
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as infer_pb
+from headrace_server.tensors import DataType
 from tests.native.plane.messages import (
     cut,
     in_order,
     infer_requests,
+    joined,
     mutated,
     names,
     predict_requests,
@@ -154,6 +157,15 @@ VALUES_THAT_DO_NOT_FIT = [
     ("UINT64", {"ints": {"values": [-1]}}),
     ("INT64", {"floats": {"values": [1]}}),
     ("BOOL", {"ints": {"values": [2]}}),
+    ("FP16", {"floats": {"values": [65520]}}),
+    ("FP16", {"floats": {"values": [-1e300]}}),
+    ("FP16", {"ints": {"values": [1]}}),
+    ("BF16", {"floats": {"values": [3.4e38]}}),
+    ("BF16", {"floats": {"values": [1, 2]}}),
+    ("STRING", {"strings": {"values": []}}),
+    ("STRING", {"strings": {"values": ["a", "b"]}}),
+    ("STRING", {"ints": {"values": [1]}}),
+    ("STRING", {"data": b"a"}),
 ]
 
 
@@ -167,8 +179,46 @@ def test_readable_values_that_do_not_fit_are_left_alone(data_type: str, content:
     assert read_predict(request.SerializeToString()) is None
 
 
-@pytest.mark.parametrize("data_type", ["FP16", "BF16", "FP8_E4M3"])
-def test_readable_values_of_narrow_floats_are_left_to_the_complete_server(data_type: str) -> None:
+DOUBLES = st.floats(width=64) | st.sampled_from(
+    [
+        *(sign * (base + step) for sign in (1, -1) for step in (-1e-9, 0, 1e-9) for base in
+          (65503.9, 65519.999, 2.0**-14, 2.0**-24, 2.0**-25, 1.5 * 2.0**-24, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 2049.0)),
+        *(1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-24, 3.3895e38, 1e-40, -0.0),
+        *(float("inf"), -float("inf"), float("nan"), -float("nan")),
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(st.sampled_from([DataType.FP16, DataType.BF16]), st.lists(DOUBLES, min_size=1, max_size=20))
+def test_readable_values_become_narrow_floats_bit_by_bit_as_numpy_makes_them(
+    data_type: DataType, values: list[float]
+) -> None:
+    request = predict_pb.PredictRequest(model="models/a")
+    number = tensor_pb2.DataType.Value(f"DATA_TYPE_{data_type}")
+    floats = tensor_pb2.FloatValues(values=values)
+    request.inputs["x"].CopyFrom(tensor_pb2.Tensor(data_type=number, shape=[len(values)], floats=floats))
+    content = request.SerializeToString()
+
+    assert native.read_predict([content]) == read_predict(content)
+
+
+def test_every_number_of_16_bits_is_read_as_itself() -> None:
+    for data_type in (DataType.FP16, DataType.BF16):
+        numbers = np.arange(1 << 16, dtype=np.uint16).view(data_type.dtype)
+        request = predict_pb.PredictRequest(model="models/a")
+        tensor = request.inputs["x"]
+        tensor.data_type = tensor_pb2.DataType.Value(f"DATA_TYPE_{data_type}")
+        tensor.shape.append(numbers.size)
+        with np.errstate(invalid="ignore"):  # some NaN are such that signal
+            tensor.floats.values.extend(numbers.astype(np.float64).tolist())
+        content = request.SerializeToString()
+
+        assert native.read_predict([content]) == read_predict(content)
+
+
+@pytest.mark.parametrize("data_type", ["FP8_E4M3", "FP8_E5M2"])
+def test_readable_values_of_floats_of_8_bits_are_left_to_the_complete_server(data_type: str) -> None:
     request = predict_pb.PredictRequest(model="models/a")
     number = tensor_pb2.DataType.Value(f"DATA_TYPE_{data_type}")
     request.inputs["x"].CopyFrom(tensor_pb2.Tensor(data_type=number, floats=tensor_pb2.FloatValues(values=[0.1])))
@@ -184,6 +234,52 @@ def test_a_raw_list_that_is_too_short_or_too_long_is_left_alone() -> None:
 
     assert native.read_infer([short.SerializeToString()]) is None
     assert native.read_infer([long.SerializeToString()]) is None
+
+
+def a_text_request(shape: list[int], raw: bytes | None = None, texts: Sequence[bytes] = ()) -> bytes:
+    request = infer_pb.ModelInferRequest(model_name="digits")
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=shape)
+    tensor.contents.bytes_contents.extend(texts)
+    if raw is not None:
+        request.raw_input_contents.append(raw)
+    return request.SerializeToString()
+
+
+def test_texts_are_read_raw_and_typed() -> None:
+    texts = ["red", "", "gr\u00fcn"]
+    contents = [text.encode() for text in texts]
+
+    for content in (a_text_request([3], joined(contents)), a_text_request([3], texts=contents)):
+        read = native.read_infer([content])
+        assert read is not None
+        assert read == read_infer(content)
+        assert read["inputs"] == [("x", "STRING", [3], texts)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        a_text_request([1], joined([b"a", b"b"])),
+        a_text_request([2], joined([b"a"])),
+        a_text_request([1], b"\5\0\0\0four"),
+        a_text_request([1], b"\0\0\0"),
+        a_text_request([1], joined([b"\xff"])),
+        a_text_request([1], joined([b"a"]), [b"a"]),
+        a_text_request([2], texts=[b"a"]),
+        a_text_request([1], texts=[b"a", b"b"]),
+        a_text_request([1], texts=[b"\xed\xa0\x80"]),
+        a_text_request([-1], texts=[b"a"]),
+        a_text_request([1], b"\xff\xff\xff\xff"),
+    ],
+)
+def test_texts_that_do_not_fit_are_left_alone(content: bytes) -> None:
+    assert native.read_infer([content]) is None
+    assert read_infer(content) is None
+
+
+def test_many_texts_are_left_to_the_complete_server() -> None:
+    for count, is_read in ((16_384, True), (16_385, False)):
+        assert (native.read_infer([a_text_request([count], bytes(4 * count))]) is not None) == is_read
 
 
 def test_raw_beside_typed_is_left_alone() -> None:

@@ -77,7 +77,9 @@ def write_tensor(array: Array, message: pb.Tensor, *, as_values: bool) -> None:
         message.strings.values.extend(str(text) for text in array.ravel().tolist())
         message.strings.SetInParent()
     elif as_values and data_type.is_floating:
-        message.floats.values.extend(array.astype(np.float64).ravel().tolist())
+        with np.errstate(invalid="ignore"):  # a NaN that signals is a NaN
+            wide = array.astype(np.float64)
+        message.floats.values.extend(wide.ravel().tolist())
         message.floats.SetInParent()
     elif as_values and _fits_values(array):
         message.ints.values.extend(array.astype(np.int64).ravel().tolist())
