@@ -163,6 +163,10 @@ class InferenceSettings(_Section):
     max_loaded_versions: int = Field(16, ge=1, description="Versions kept loaded; the least recently used leave.")
     stream_window: int = Field(64, ge=1, description="Requests of one PredictStream that may be under way.")
     lanes_per_model: int = Field(1, ge=1, le=64, description="Threads that run one model.")
+    lane_sharing: Literal["auto", "own", "shared"] = Field(
+        "auto", description="Whose threads run models: their own (auto: on processors), or a device's (auto: on GPUs)."
+    )
+    lanes_per_device: int = Field(1, ge=1, le=64, description="Threads that models of one device share, where they do.")
     threads_per_lane: int = Field(1, ge=1, le=256, description="Threads inside one run of a model.")
     default_precision: Literal["fp32", "auto", "bf16", "fp16", "int8"] = Field(
         "fp32", description="How models run whose owner has not said: fp32 is the registered program as it is."

@@ -39,6 +39,7 @@ from headrace.models.v1.model_service_pb2 import (
     UploadModelVersionResponse,
 )
 from headrace.models.v1.plan_pb2 import Plan
+from headrace.models.v1.serving_options_pb2 import ServingOptions
 from headrace.names import model_name
 from headrace.pages import Page, collect
 from headrace.tensors import to_tensor
@@ -48,10 +49,16 @@ from headrace.wire import Wire
 
 BackendName: TypeAlias = Literal["onnxruntime", "torch"]
 PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+LaneSharingName: TypeAlias = Literal["auto", "own", "shared"]
 ModelFormatName: TypeAlias = Literal["onnx", "torch_export"]
 
 LOAD_SECONDS = 300.0
 MEASURE_SECONDS = 900.0
+_LANE_SHARING = {
+    "auto": ServingOptions.LANE_SHARING_UNSPECIFIED,
+    "own": ServingOptions.LANE_SHARING_OWN,
+    "shared": ServingOptions.LANE_SHARING_SHARED,
+}
 _FORMAT_BY_ENDING: dict[str, ModelFormatName] = {".onnx": "onnx", ".pt2": "torch_export"}
 
 
@@ -85,12 +92,14 @@ class ModelCalls:
         cache: bool | None = None,
         cache_max_age_seconds: float | None = None,
         num_lanes: int | None = None,
+        lane_sharing: LaneSharingName | None = None,
     ) -> Model:
         """Change how the versions of a model are served; what is None stays as it is.
 
         `tolerances` by name: max_relative_error, min_cosine, min_agreement, max_metric_loss.
         `cache` says whether the answer to the same question may be given again, `cache_max_age_seconds` for how long.
         `num_lanes` threads run a version at the same time, from its next load on; 0: the server's choice.
+        `lane_sharing` says whether they are its own, or those that all models of a device share.
         Loaded versions follow all else in the background.  Raises InvalidSpec, ModelNotFound.
         """
         options = (await self.get_model(model)).serving
@@ -101,12 +110,11 @@ class ModelCalls:
             setattr(options.precision.tolerances, name, value)
         if precision is not None or tolerances:
             paths.append("serving.precision")
-        if is_pinned is not None:
-            options.is_pinned = is_pinned
-            paths.append("serving.is_pinned")
-        if num_lanes is not None:
-            options.num_lanes = num_lanes
-            paths.append("serving.num_lanes")
+        sharing = _LANE_SHARING[lane_sharing] if lane_sharing is not None else None
+        for name, setting in (("is_pinned", is_pinned), ("num_lanes", num_lanes), ("lane_sharing", sharing)):
+            if setting is not None:
+                setattr(options, name, setting)
+                paths.append(f"serving.{name}")
         if cache is not None:
             options.cache.is_enabled = cache
         if cache_max_age_seconds is not None:

@@ -49,6 +49,8 @@ class Batcher:
         self._loop = loop
         self._mailbox = mailbox_of(loop)
         self._owns_lanes = lanes is None
+        self.is_closed = False
+        """Whether it answers nothing any more but what runs.  From any thread."""
         self._lanes = lanes or _native.LaneGroup(limits.num_lanes, None if clock is time.monotonic else clock)
         self.native = _native.Batcher(
             max_batch_rows=limits.max_batch_rows,
@@ -130,8 +132,12 @@ class Batcher:
         With `abandon`, what runs is answered too: its lane will not come back.
         """
         self.native.close(why, getattr(why(), "reason", HeadraceError.reason), abandon)
+        self.is_closed = True
         if self._owns_lanes:
             self._lanes.close()
+            return
+        for lane in range(self._lanes.num_lanes):  # so that each lets go of what it has of this one
+            self._lanes.ring(lane)
 
     # What lanes do.
 

@@ -48,7 +48,7 @@ from headrace_server.inference.tally import Statistics
 from headrace_server.kernels.gate import ServingGate
 from headrace_server.memory import Ledger
 from headrace_server.models.registry import Registry
-from headrace_server.models.serving import ServingOptions
+from headrace_server.models.serving import LaneSharing, ServingOptions
 from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 from headrace_server.names import ModelName
@@ -110,6 +110,8 @@ class Engine:
             planner,
             registry.serving,
             gate,
+            LaneSharing(settings.lane_sharing),
+            settings.lanes_per_device,
         )
         self._errands = Errands()
         self._residency = Residency(
@@ -294,6 +296,7 @@ class Engine:
         self._is_draining = True
         await self._errands.close()
         await self._residency.close()
+        await self._loader.close_lanes()
         await self._cache.close()
 
     # Inside.

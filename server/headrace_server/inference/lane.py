@@ -94,20 +94,20 @@ def _live(
         batcher.set_input_types(number, getattr(session, "input_types", {}))
         batch = batcher.take(number)
         while batch is not None:
-            batch = _run(session, batch, batcher, gate)
+            batch = run_batch(session, batch, batcher, gate)
     except BaseException as error:  # noqa: BLE001 - callers must be answered, whatever it is
-        problem = f"a lane died of {type(error).__name__}: {error}"
-        batcher.close(lambda: DeadLaneError(problem), abandon=True)
-        watcher.has_died(number, error)
+        give_up(batcher, watcher, number, error)
     finally:
-        try:
-            session.close()
-        except Exception:
-            log.exception("inference.session_not_closed", lane=number)
+        close_session(session, number)
 
 
-def _run(session: Session, batch: _native.Batch, batcher: Batcher, gate: ServingGate | None) -> _native.Batch | None:
-    """Run a batch and give it back; return the next one, or None when the batcher is closed."""
+def run_batch(
+    session: Session, batch: _native.Batch, batcher: Batcher, gate: ServingGate | None
+) -> _native.Batch | None:
+    """Run a batch and give it back; return the lane's next one, or None when there is none for now.
+
+    Raises what ends a lane: a device that is broken, or what no model should raise.
+    """
     started_at = time.perf_counter()
     try:
         if gate is None:
@@ -122,3 +122,18 @@ def _run(session: Session, batch: _native.Batch, batcher: Batcher, gate: Serving
         return batcher.take(batch.lane)
     compute_seconds = time.perf_counter() - started_at
     return batcher.settle_and_take(batch, outputs, compute_seconds, getattr(session, "provenance_index", 0))
+
+
+def give_up(batcher: Batcher, watcher: Watcher, number: int, error: BaseException) -> None:
+    """Answer everything that a model has, because one of its lanes has ended by a fault, and tell its watcher."""
+    problem = f"a lane died of {type(error).__name__}: {error}"
+    batcher.close(lambda: DeadLaneError(problem), abandon=True)
+    watcher.has_died(number, error)
+
+
+def close_session(session: Session, number: int) -> None:
+    """Close a session; nobody waits for it to succeed."""
+    try:
+        session.close()
+    except Exception:
+        log.exception("inference.session_not_closed", lane=number)

@@ -3,6 +3,7 @@
 Decides nothing: what is loaded and when is the business of `residency.py`, which plan that of `improving.py`.
 """
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,12 +14,14 @@ from headrace_server.errors import InvalidSpec, Unsupported, Violation
 from headrace_server.inference.backends.backend import Backend
 from headrace_server.inference.batch import BatchLimits
 from headrace_server.inference.meters import Meters
+from headrace_server.inference.plans.plan import CPU
 from headrace_server.inference.plans.planner import Planned, Planner
 from headrace_server.inference.plans.sessions import PlannedBackend
 from headrace_server.inference.programs import Program, Programs
 from headrace_server.inference.resident import Resident
+from headrace_server.inference.shared_lanes import LanesOfDevices, SharedLanes, shares_lanes
 from headrace_server.kernels.gate import ServingGate
-from headrace_server.models.serving import ServingOptions
+from headrace_server.models.serving import LaneSharing, ServingOptions
 from headrace_server.models.snapshot import Snapshot
 from headrace_server.models.version import ModelVersion
 from headrace_server.telemetry.metrics import Metrics
@@ -40,11 +43,15 @@ class Loader:
         planner: Planner | None,
         serving_of: Callable[[str], Awaitable[ServingOptions]],
         gate: ServingGate | None = None,
+        lane_sharing: LaneSharing = LaneSharing.AUTO,
+        lanes_per_device: int = 1,
     ) -> None:
         """`backends` in the order of preference; `serving_of` tells the options of a model.
 
-        Every batch passes through `gate`.
+        Every batch passes through `gate`.  `lane_sharing` counts for models whose owner has not said.
         """
+        self._lane_sharing = lane_sharing
+        self._shared_lanes = LanesOfDevices(lanes_per_device)
         self._serving_of = serving_of
         self._gate = gate
         self._programs = programs
@@ -75,9 +82,10 @@ class Loader:
         backend = self.choose(version, backend_name)
         artifact = version.artifact(backend.format)
         assert artifact is not None
-        limits = await self._limits_of(version, self._limits)
+        limits, lanes = await self._lanes_of(version, self._limits, CPU)
         program = await self._programs.fetch(version, artifact)
-        resident = Resident(version, program, backend, limits, self._meters_of(version), died, gate=self._gate)
+        meters = self._meters_of(version)
+        resident = Resident(version, program, backend, limits, meters, died, gate=self._gate, lanes=lanes)
         return await self._opened(resident, lambda: self._programs.release(program))
 
     async def open_planned(self, version: ModelVersion, planned: Planned, died: Died) -> Resident:
@@ -90,8 +98,10 @@ class Loader:
         measured = dataclasses.replace(
             self._limits, max_batch_rows=decision.max_batch_rows, num_lanes=decision.busy_sessions
         )
-        limits = await self._limits_of(version, measured)
-        resident = Resident(version, program, backend, limits, self._meters_of(version), died, planned, self._gate)
+        device = next((plan.device for plan in decision.plans if plan.device != CPU), CPU)
+        limits, lanes = await self._lanes_of(version, measured, device)
+        meters = self._meters_of(version)
+        resident = Resident(version, program, backend, limits, meters, died, planned, self._gate, lanes)
         backend.num_waiting = lambda: resident.batcher.waiting_rows
         return await self._opened(resident, lambda: planner.release(planned))
 
@@ -105,12 +115,23 @@ class Loader:
             await self._programs.release(resident.program)
         log.info("inference.unloaded", model=str(resident.version.name), backend=resident.backend)
 
-    async def _limits_of(self, version: ModelVersion, limits: BatchLimits) -> BatchLimits:
-        """These limits, with as many lanes as the owner of the model wants; a job's checkpoint has no such owner."""
-        if isinstance(version, Snapshot):
-            return limits
-        wanted = (await self._serving_of(version.model)).num_lanes
-        return limits if wanted is None else dataclasses.replace(limits, num_lanes=wanted)
+    async def close_lanes(self) -> None:
+        """End the lanes that models share; all residents are closed."""
+        if not await asyncio.to_thread(self._shared_lanes.close):
+            log.warning("inference.shared_lane_stuck")
+
+    async def _lanes_of(
+        self, version: ModelVersion, limits: BatchLimits, device: str
+    ) -> tuple[BatchLimits, SharedLanes | None]:
+        """These limits with as many lanes as the owner of the model wants, or the lanes of the device.
+
+        A job's checkpoint has no owner who could say.
+        """
+        serving = ServingOptions() if isinstance(version, Snapshot) else await self._serving_of(version.model)
+        if serving.num_lanes is not None:
+            limits = dataclasses.replace(limits, num_lanes=serving.num_lanes)
+        is_shared = shares_lanes(serving, self._lane_sharing, is_gpu=device != CPU)
+        return limits, self._shared_lanes.of(device) if is_shared else None
 
     async def _opened(self, resident: Resident, release: Callable[[], Awaitable[None]]) -> Resident:
         started_at = time.monotonic()

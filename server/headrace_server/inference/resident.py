@@ -15,6 +15,7 @@ from headrace_server.inference.meters import Meters
 from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.prediction import Provenance
 from headrace_server.inference.programs import Program
+from headrace_server.inference.shared_lanes import Guest, SharedLanes
 from headrace_server.inference.warm_up import warm_up
 from headrace_server.kernels.gate import ServingGate
 from headrace_server.models.version import ModelVersion
@@ -37,10 +38,12 @@ class Resident:
         died: Callable[["Resident"], None],
         planned: Planned | None = None,
         gate: ServingGate | None = None,
+        lanes: SharedLanes | None = None,
     ) -> None:
         """`died` is called on the loop when a lane has ended by a fault: every call has been answered then.
 
         `planned` is what `backend` opens; None for the registered program as it is.  Every batch passes through `gate`.
+        `lanes` are shared with other models; None: it has lanes of its own, as many as `limits` say.
         """
         self.version = version
         self.program = program
@@ -59,10 +62,12 @@ class Resident:
             is_batchable=version.signature.is_batchable,
             loop=self._loop,
             output_names=[spec.name for spec in version.signature.outputs],
+            lanes=lanes.native if lanes is not None else None,
             meters=meters.native,
         )
-        self._num_lanes = limits.num_lanes
-        self._lanes: list[Lane] = []
+        self._start = Lane.start if lanes is None else lanes.start
+        self._num_lanes = limits.num_lanes if lanes is None else lanes.num_lanes
+        self._lanes: list[Lane | Guest] = []
         self._opened: list[asyncio.Future[Session]] = []
         self._rows_are_independent = True
         self._meters = meters
@@ -79,7 +84,7 @@ class Resident:
         try:
             for number in range(self._num_lanes):
                 self._opened.append(self._loop.create_future())
-                self._lanes.append(Lane.start(number, name, self._open_session, self.batcher, self, self._gate))
+                self._lanes.append(self._start(number, name, self._open_session, self.batcher, self, self._gate))
             sessions = await asyncio.gather(*self._opened)
         except BaseException:
             # Lanes that are still opening close what they open as soon as they see that the batcher is closed.

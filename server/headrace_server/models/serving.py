@@ -1,5 +1,7 @@
 """How the versions of a model are served: what its owner may change at any time."""
 
+from enum import StrEnum
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from headrace_server.precision import PrecisionPolicy
@@ -17,6 +19,17 @@ class ResponseCaching(BaseModel):
     """How old an answer may be; None: any age, as the weights are part of what it is kept under."""
 
 
+class LaneSharing(StrEnum):
+    """Whose threads run a model."""
+
+    AUTO = "auto"
+    """The server's choice."""
+    OWN = "own"
+    """Its own."""
+    SHARED = "shared"
+    """Those that all models of a device share."""
+
+
 class ServingOptions(BaseModel):
     """Options of one model.  Every field has a default, which is what a model has that nobody has changed."""
 
@@ -28,3 +41,5 @@ class ServingOptions(BaseModel):
     """Whether a loaded version stays loaded, however long nobody asks for it."""
     num_lanes: int | None = Field(None, ge=1, le=MOST_LANES)
     """Threads that run one version at the same time, from its next load on; None: the server's choice."""
+    lane_sharing: LaneSharing = LaneSharing.AUTO
+    """From the next load on; a model with a number of lanes has them for itself unless it says that it shares."""

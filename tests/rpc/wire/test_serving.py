@@ -6,7 +6,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from headrace.models.v1 import model_pb2, model_service_pb2, serving_options_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec
-from headrace_server.models.serving import ServingOptions
+from headrace_server.models.serving import LaneSharing, ServingOptions
 from headrace_server.precision import Precision, PrecisionPolicy, Tolerances
 from headrace_server.rpc.wire.serving import serving_change, serving_to_proto
 
@@ -74,6 +74,20 @@ def test_a_number_of_lanes_is_set_and_taken_back() -> None:
 
     assert (two.num_lanes, none.num_lanes) == (2, None)
     assert serving_to_proto(two).num_lanes == 2
+
+
+@pytest.mark.parametrize("sharing", LaneSharing)
+def test_whose_threads_run_a_model_goes_both_ways(sharing: LaneSharing) -> None:
+    message = serving_to_proto(ServingOptions(lane_sharing=sharing))
+
+    assert serving_change(request(message, "serving.lane_sharing"))(BEFORE).lane_sharing is sharing
+
+
+def test_threads_that_are_nobodys_are_refused() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        serving_change(request(pb.ServingOptions(lane_sharing=99), "serving.lane_sharing"))  # type: ignore[arg-type]
+
+    assert [violation.field for violation in caught.value.violations] == ["model.serving.lane_sharing"]
 
 
 @pytest.mark.parametrize("num_lanes", [-1, 65])

@@ -11,8 +11,9 @@ from headrace.cli.printing import age, print_fields, print_json, print_table
 from headrace.cli.session import DEFAULT_SERVER, AsJson, Server, console, fail, perform
 from headrace.cli.story import describe_bytes
 from headrace.client import Client
-from headrace.model_calls import BackendName, PrecisionName
+from headrace.model_calls import BackendName, LaneSharingName, PrecisionName
 from headrace.models.v1.model_pb2 import Lineage, Model, ModelVersion
+from headrace.models.v1.serving_options_pb2 import ServingOptions
 from headrace.names import short_name
 from headrace.tensors import type_name
 from headrace.type.v1.tensor_pb2 import Precision, TensorSpec
@@ -28,6 +29,7 @@ AnyName = Annotated[
     str, typer.Argument(help="digits, digits@champion or models/digits/versions/3.", show_default=False)
 ]
 _BACKENDS = ("onnxruntime", "torch")
+_LANE_SHARING = ("auto", "own", "shared")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
@@ -135,6 +137,9 @@ def update(
     cache: Annotated[bool | None, typer.Option(help="Give the answer to the same question again.")] = None,
     cache_max_age: Annotated[float | None, typer.Option(help="How old such an answer may be, in seconds.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Threads that run a version, from its next load; 0: any.")] = None,
+    lane_sharing: Annotated[
+        str | None, typer.Option(help="own: threads of its own run it; shared: those of its device; auto: either.")
+    ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -148,7 +153,9 @@ def update(
         "max_metric_loss": max_metric_loss,
     }
     tolerances = {key: value for key, value in given.items() if value is not None}
-    if {precision, pin, cache, cache_max_age, lanes} == {None} and not tolerances:
+    if lane_sharing is not None and lane_sharing not in _LANE_SHARING:
+        fail(f"--lane-sharing must be one of {', '.join(_LANE_SHARING)}, not {lane_sharing!r}")
+    if {precision, pin, cache, cache_max_age, lanes, lane_sharing} == {None} and not tolerances:
         fail("give at least one option: there is nothing to change")
 
     async def work(client: Client) -> None:
@@ -160,6 +167,7 @@ def update(
             cache=cache,
             cache_max_age_seconds=cache_max_age,
             num_lanes=lanes,
+            lane_sharing=cast("LaneSharingName | None", lane_sharing),
         )
         if as_json:
             print_json(changed)
@@ -272,8 +280,15 @@ def _serving(model: Model) -> tuple[tuple[str, str], ...]:
         ("tolerances", tolerances),
         ("pinned", "yes" if model.serving.is_pinned else "no"),
         ("cache", "on" if model.serving.cache.is_enabled else "off"),
-        ("lanes", str(model.serving.num_lanes or "the server's choice")),
+        ("lanes", _lanes(model.serving)),
     )
+
+
+def _lanes(serving: ServingOptions) -> str:
+    if serving.lane_sharing == ServingOptions.LANE_SHARING_SHARED:
+        return "shared with other models"
+    number = str(serving.num_lanes or "the server's choice")
+    return f"{number}, its own" if serving.lane_sharing == ServingOptions.LANE_SHARING_OWN else number
 
 
 def _measures(version: ModelVersion) -> str:

@@ -7,12 +7,18 @@ from pydantic import ValidationError
 from headrace.models.v1 import model_service_pb2, serving_options_pb2 as pb
 from headrace.type.v1 import tensor_pb2
 from headrace_server.errors import InvalidSpec, Violation
-from headrace_server.models.serving import MOST_LANES, ResponseCaching, ServingOptions
+from headrace_server.models.serving import MOST_LANES, LaneSharing, ResponseCaching, ServingOptions
 from headrace_server.precision import Precision, PrecisionPolicy, Tolerances
 from headrace_server.rpc.wire.events import duration_from_proto, duration_to_proto
 
 _TO_PROTO = {precision: tensor_pb2.Precision.Value(f"PRECISION_{precision.name}") for precision in Precision}
 _FROM_PROTO = {number: precision for precision, number in _TO_PROTO.items()}
+_SHARING_TO_PROTO = {
+    LaneSharing.AUTO: pb.ServingOptions.LANE_SHARING_UNSPECIFIED,
+    LaneSharing.OWN: pb.ServingOptions.LANE_SHARING_OWN,
+    LaneSharing.SHARED: pb.ServingOptions.LANE_SHARING_SHARED,
+}
+_SHARING_FROM_PROTO = {number: sharing for sharing, number in _SHARING_TO_PROTO.items()}
 _WHOLE = "serving"
 
 
@@ -39,6 +45,7 @@ def serving_to_proto(serving: ServingOptions) -> pb.ServingOptions:
         precision=policy_to_proto(serving.precision),
         is_pinned=serving.is_pinned,
         num_lanes=serving.num_lanes or 0,
+        lane_sharing=_SHARING_TO_PROTO[serving.lane_sharing],
     )
 
 
@@ -55,6 +62,8 @@ def serving_change(request: model_service_pb2.UpdateModelRequest) -> Callable[[S
         update["is_pinned"] = given.is_pinned
     if "num_lanes" in fields:
         update["num_lanes"] = _num_lanes_from_proto(given.num_lanes)
+    if "lane_sharing" in fields:
+        update["lane_sharing"] = _lane_sharing_from_proto(given.lane_sharing)
     return lambda serving: serving.model_copy(update=update)
 
 
@@ -88,6 +97,13 @@ def _num_lanes_from_proto(num_lanes: int) -> int | None:
     if not 0 <= num_lanes <= MOST_LANES:
         raise InvalidSpec([Violation("model.serving.num_lanes", f"is {num_lanes}, must be 0 to {MOST_LANES}")])
     return num_lanes or None
+
+
+def _lane_sharing_from_proto(number: pb.ServingOptions.LaneSharing.ValueType) -> LaneSharing:
+    sharing = _SHARING_FROM_PROTO.get(number)
+    if sharing is None:
+        raise InvalidSpec([Violation("model.serving.lane_sharing", f"{number} is not one that this server knows")])
+    return sharing
 
 
 def _policy_from_proto(policy: pb.PrecisionPolicy) -> PrecisionPolicy:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headrace.type.v1 import tensor_pb2 as headrace_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/models/v1/serving_options.proto\x12\x12headrace.models.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\xa0\x01\n\x0eServingOptions\x12\x30\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32!.headrace.models.v1.ResponseCache\x12\x36\n\tprecision\x18\x02 \x01(\x0b\x32#.headrace.models.v1.PrecisionPolicy\x12\x11\n\tis_pinned\x18\x03 \x01(\x08\x12\x11\n\tnum_lanes\x18\x04 \x01(\x05\"O\n\rResponseCache\x12\x12\n\nis_enabled\x18\x01 \x01(\x08\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"u\n\x0fPrecisionPolicy\x12.\n\tprecision\x18\x01 \x01(\x0e\x32\x1b.headrace.type.v1.Precision\x12\x32\n\ntolerances\x18\x02 \x01(\x0b\x32\x1e.headrace.models.v1.Tolerances\"\xcc\x01\n\nTolerances\x12\x1f\n\x12max_relative_error\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nmin_cosine\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmin_agreement\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fmax_metric_loss\x18\x04 \x01(\x01H\x03\x88\x01\x01\x42\x15\n\x13_max_relative_errorB\r\n\x0b_min_cosineB\x10\n\x0e_min_agreementB\x12\n\x10_max_metric_lossb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/models/v1/serving_options.proto\x12\x12headrace.models.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dheadrace/type/v1/tensor.proto\"\xc2\x02\n\x0eServingOptions\x12\x30\n\x05\x63\x61\x63he\x18\x01 \x01(\x0b\x32!.headrace.models.v1.ResponseCache\x12\x36\n\tprecision\x18\x02 \x01(\x0b\x32#.headrace.models.v1.PrecisionPolicy\x12\x11\n\tis_pinned\x18\x03 \x01(\x08\x12\x11\n\tnum_lanes\x18\x04 \x01(\x05\x12\x44\n\x0clane_sharing\x18\x05 \x01(\x0e\x32..headrace.models.v1.ServingOptions.LaneSharing\"Z\n\x0bLaneSharing\x12\x1c\n\x18LANE_SHARING_UNSPECIFIED\x10\x00\x12\x14\n\x10LANE_SHARING_OWN\x10\x01\x12\x17\n\x13LANE_SHARING_SHARED\x10\x02\"O\n\rResponseCache\x12\x12\n\nis_enabled\x18\x01 \x01(\x08\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"u\n\x0fPrecisionPolicy\x12.\n\tprecision\x18\x01 \x01(\x0e\x32\x1b.headrace.type.v1.Precision\x12\x32\n\ntolerances\x18\x02 \x01(\x0b\x32\x1e.headrace.models.v1.Tolerances\"\xcc\x01\n\nTolerances\x12\x1f\n\x12max_relative_error\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nmin_cosine\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmin_agreement\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fmax_metric_loss\x18\x04 \x01(\x01H\x03\x88\x01\x01\x42\x15\n\x13_max_relative_errorB\r\n\x0b_min_cosineB\x10\n\x0e_min_agreementB\x12\n\x10_max_metric_lossb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.models.v1.serving_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVINGOPTIONS']._serialized_start=128
-  _globals['_SERVINGOPTIONS']._serialized_end=288
-  _globals['_RESPONSECACHE']._serialized_start=290
-  _globals['_RESPONSECACHE']._serialized_end=369
-  _globals['_PRECISIONPOLICY']._serialized_start=371
-  _globals['_PRECISIONPOLICY']._serialized_end=488
-  _globals['_TOLERANCES']._serialized_start=491
-  _globals['_TOLERANCES']._serialized_end=695
+  _globals['_SERVINGOPTIONS']._serialized_end=450
+  _globals['_SERVINGOPTIONS_LANESHARING']._serialized_start=360
+  _globals['_SERVINGOPTIONS_LANESHARING']._serialized_end=450
+  _globals['_RESPONSECACHE']._serialized_start=452
+  _globals['_RESPONSECACHE']._serialized_end=531
+  _globals['_PRECISIONPOLICY']._serialized_start=533
+  _globals['_PRECISIONPOLICY']._serialized_end=650
+  _globals['_TOLERANCES']._serialized_start=653
+  _globals['_TOLERANCES']._serialized_end=857
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from headrace.type.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -24,16 +25,53 @@ class ServingOptions(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _LaneSharing:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LaneSharingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ServingOptions._LaneSharing.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LANE_SHARING_UNSPECIFIED: ServingOptions._LaneSharing.ValueType  # 0
+        """Its own where `num_lanes` is set, else as the setting `inference.lane_sharing` says: by default its own on
+        processors, and shared ones on a GPU.
+        """
+        LANE_SHARING_OWN: ServingOptions._LaneSharing.ValueType  # 1
+        """Its own."""
+        LANE_SHARING_SHARED: ServingOptions._LaneSharing.ValueType  # 2
+        """Those that all models of a device share, `inference.lanes_per_device` of them.  Whose calls are next is decided by
+        the time that each model has cost, so that a slow one does not starve a fast one; one that is being loaded lets
+        the others wait.
+        """
+
+    class LaneSharing(_LaneSharing, metaclass=_LaneSharingEnumTypeWrapper):
+        """Whose threads run a version."""
+
+    LANE_SHARING_UNSPECIFIED: ServingOptions.LaneSharing.ValueType  # 0
+    """Its own where `num_lanes` is set, else as the setting `inference.lane_sharing` says: by default its own on
+    processors, and shared ones on a GPU.
+    """
+    LANE_SHARING_OWN: ServingOptions.LaneSharing.ValueType  # 1
+    """Its own."""
+    LANE_SHARING_SHARED: ServingOptions.LaneSharing.ValueType  # 2
+    """Those that all models of a device share, `inference.lanes_per_device` of them.  Whose calls are next is decided by
+    the time that each model has cost, so that a slow one does not starve a fast one; one that is being loaded lets
+    the others wait.
+    """
+
     CACHE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     IS_PINNED_FIELD_NUMBER: _builtins.int
     NUM_LANES_FIELD_NUMBER: _builtins.int
+    LANE_SHARING_FIELD_NUMBER: _builtins.int
     is_pinned: _builtins.bool
     """Whether a loaded version stays loaded, however long nobody asks for it."""
     num_lanes: _builtins.int
     """How many threads run one version at the same time, each with a session of its own: 1 to 64.  The setting
-    `inference.lanes_per_model`, or what measuring a plan has found best, when 0.  Counts from the next load on.
+    `inference.lanes_per_model`, or what measuring a plan has found best, when 0.  Counts from the next load on.  Of no
+    account where threads are shared.
     """
+    lane_sharing: Global___ServingOptions.LaneSharing.ValueType
+    """Whose threads run a version; counts from the next load on."""
     @_builtins.property
     def cache(self) -> Global___ResponseCache:
         """Whether answers may be given again; the cache is off by default."""
@@ -49,10 +87,11 @@ class ServingOptions(_message.Message):
         precision: Global___PrecisionPolicy | None = ...,
         is_pinned: _builtins.bool = ...,
         num_lanes: _builtins.int = ...,
+        lane_sharing: Global___ServingOptions.LaneSharing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "precision", b"precision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "is_pinned", b"is_pinned", "num_lanes", b"num_lanes", "precision", b"precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "is_pinned", b"is_pinned", "lane_sharing", b"lane_sharing", "num_lanes", b"num_lanes", "precision", b"precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
