@@ -33,8 +33,8 @@ std::optional<grpc::Status> Admission::enter(Caller& caller) {
   return refuse(caller, options_.too_many_calls);
 }
 
-const plane::Status* Admission::open(grpc::ByteBuffer& message) const {
-  switch (inflation_.open(message)) {
+const plane::Status* Admission::refusal_of(Inflated outcome) const {
+  switch (outcome) {
     case Inflated::kTooLarge: return &options_.too_large;
     case Inflated::kNoRoom: return &options_.no_room;
     case Inflated::kMalformed: return &options_.malformed;

@@ -34,8 +34,9 @@ class Admission {
   void leave() { count_.fetch_sub(1, std::memory_order_relaxed); }
   std::int64_t count() const { return count_.load(std::memory_order_relaxed); }
 
-  // Makes a message readable that its sender may have compressed, or says how a call ends that has sent it.
-  const plane::Status* open(grpc::ByteBuffer& message) const;
+  // How a call ends whose message was made readable with this outcome; null when it was.
+  const plane::Status* refusal_of(Inflated outcome) const;
+  const Inflation& inflation() const { return inflation_; }
 
  private:
   const Options& options_;

@@ -107,10 +107,11 @@ class Door::Parts {
   Onward onward;
   Admission admission;
   Latecomers latecomers;
-  const Served::Receive received = [this](Served& call) { receive(call); };
   std::unordered_map<std::string, plane::Method> methods;  // what the plane answers, by path
   int port = 0;
   grpc::AsyncGenericService service;
+  Unpacker unpacker{admission.inflation()};
+  const Served::Shared shared{service, admission.inflation(), unpacker, [this](Served& call) { receive(call); }};
   std::vector<std::unique_ptr<Queue>> queues;
   std::unordered_map<const Queue*, Relays> relays;  // of each of them
   std::unique_ptr<grpc::Server> server;
@@ -128,7 +129,7 @@ bool Door::bind() {
   parts_->server = builder.BuildAndStart();
   if (parts_->server == nullptr) return false;
   for (const auto& queue : parts_->queues) {
-    for (int i = 0; i < kNumAwaited; ++i) Served::await(parts_->service, *queue, parts_->received);
+    for (int i = 0; i < kNumAwaited; ++i) Served::await(parts_->shared, *queue);
     queue->start();
   }
   return parts_->port != 0;

@@ -132,14 +132,17 @@ bool Inflation::Room::take(std::size_t bytes) {
   return false;
 }
 
+bool Inflation::is_compressed(grpc::ByteBuffer& message) {
+  return algorithm_of(message) != GRPC_COMPRESS_NONE && message.Length() > 0;
+}
+
 Inflated Inflation::open(grpc::ByteBuffer& message) const {
-  const grpc_compression_algorithm algorithm = algorithm_of(message);
-  if (algorithm == GRPC_COMPRESS_NONE || message.Length() == 0) {
+  if (!is_compressed(message)) {
     return message.Length() > max_message_bytes_ ? Inflated::kTooLarge : Inflated::kReadable;
   }
   std::vector<grpc::Slice> pieces;
   if (!message.Dump(&pieces).ok()) return Inflated::kMalformed;
-  return inflate(pieces, algorithm == GRPC_COMPRESS_GZIP, message);
+  return inflate(pieces, algorithm_of(message) == GRPC_COMPRESS_GZIP, message);
 }
 
 Inflated Inflation::inflate(const std::vector<grpc::Slice>& pieces, bool is_gzip, grpc::ByteBuffer& message) const {

@@ -29,6 +29,7 @@ class Inflation {
   Inflation(std::size_t max_message_bytes, std::size_t max_total_bytes)
       : max_message_bytes_(max_message_bytes), room_(std::make_shared<Room>(max_total_bytes)) {}
 
+  static bool is_compressed(grpc::ByteBuffer& message);
   // Makes a message readable, in its place.  Any thread.
   Inflated open(grpc::ByteBuffer& message) const;
   // What these bytes were before they were compressed, with the header of gzip or that of zlib.

@@ -36,7 +36,7 @@ class Passing final : public Reactor, private Reader {
 
   void OnReadDone(bool ok) override {
     if (is_written_ || ahead_->is_again()) return;
-    if (const plane::Status* refusal = ok ? admission_.open(from_caller_) : nullptr) {
+    if (const plane::Status* refusal = ok ? admission_.refusal_of(outcome()) : nullptr) {
       refusal_ = refusal;
       ahead_->cancel();
       end_writing();

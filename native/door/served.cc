@@ -1,16 +1,16 @@
 #include "door/served.h"
 
+#include <grpc/support/time.h>
+
 namespace headrace::door {
 
-void Served::await(grpc::AsyncGenericService& service, Queue& queue, const Receive& receive) {
-  auto* call = new Served(service, queue, receive);
+void Served::await(const Shared& shared, Queue& queue) {
+  auto* call = new Served(shared, queue);
   queue.add();
   call->caller_.AsyncNotifyWhenDone(static_cast<Event*>(&call->over_));
-  service.RequestCall(&call->caller_, &call->stream_, &queue.inner(), &queue.inner(), static_cast<Event*>(&call->came_));
+  shared.service.RequestCall(&call->caller_, &call->stream_, &queue.inner(), &queue.inner(),
+                             static_cast<Event*>(&call->came_));
 }
-
-Served::Served(grpc::AsyncGenericService& service, Queue& queue, const Receive& receive)
-    : service_(service), queue_(queue), receive_(receive) {}
 
 void Served::has_come(bool ok) {
   if (!ok) {  // the server takes no calls any more; of this one nothing more is told
@@ -19,12 +19,26 @@ void Served::has_come(bool ok) {
     queue.remove();
     return;
   }
-  await(service_, queue_, receive_);
-  receive_(*this);
+  await(shared_, queue_);
+  shared_.receive(*this);
 }
 
 void Served::has_read(bool ok) {
+  if (ok && Inflation::is_compressed(*message_)) {
+    shared_.unpacker.start(*message_, [this](Inflated outcome) {
+      outcome_ = outcome;
+      alarm_.emplace();
+      alarm_->Set(&queue_.inner(), gpr_now(GPR_CLOCK_MONOTONIC), static_cast<Event*>(&unpacked_));
+    });
+    return;
+  }
+  if (ok) outcome_ = shared_.inflation.open(*message_);
   reactor_->OnReadDone(ok);
+  release();
+}
+
+void Served::is_unpacked(bool /*ok*/) {
+  reactor_->OnReadDone(!is_ended_);  // who has gone meanwhile has sent nothing
   release();
 }
 
@@ -41,6 +55,7 @@ void Served::has_finished(bool ok) {
 }
 
 void Served::is_over(bool /*ok*/) {
+  is_ended_ = true;
   if (caller_.IsCancelled()) reactor_->OnCancel();
   release();
 }
@@ -59,6 +74,7 @@ void Reactor::StartSendInitialMetadata() {
 }
 
 void Reactor::StartRead(grpc::ByteBuffer* message) {
+  call_.message_ = message;
   call_.num_pending_.fetch_add(1, std::memory_order_relaxed);
   call_.stream_.Read(message, static_cast<Event*>(&call_.read_));
 }

@@ -3,6 +3,7 @@
 // What is told, is told on the queue's thread, one thing after the other.  Begin things on any thread.
 #pragma once
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/status.h>
@@ -10,8 +11,11 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 
+#include "door/inflation.h"
 #include "door/queue.h"
+#include "door/unpacker.h"
 
 namespace headrace::door {
 
@@ -26,9 +30,16 @@ class Served {
   // Who reacts to a call that has come; he is deleted by his own `OnDone`.
   using Receive = std::function<void(Served& call)>;
 
-  // Waits for the next call; when it has come, waits for another, and lets somebody receive it.  `receive` outlives all
-  // calls.
-  static void await(grpc::AsyncGenericService& service, Queue& queue, const Receive& receive);
+  // What all calls of a door share; outlives them.
+  struct Shared {
+    grpc::AsyncGenericService& service;
+    const Inflation& inflation;
+    Unpacker& unpacker;
+    Receive receive;
+  };
+
+  // Waits for the next call; when it has come, waits for another, and lets somebody receive it.
+  static void await(const Shared& shared, Queue& queue);
 
   Caller& caller() { return caller_; }
   Queue& queue() { return queue_; }
@@ -36,11 +47,13 @@ class Served {
  private:
   friend class Reactor;
 
-  Served(grpc::AsyncGenericService& service, Queue& queue, const Receive& receive);
+  Served(const Shared& shared, Queue& queue) : shared_(shared), queue_(queue) {}
   ~Served() = default;
 
   void has_come(bool ok);
   void has_read(bool ok);
+  // The message that has been read is readable, or cannot be made so.
+  void is_unpacked(bool ok);
   void has_written(bool ok);
   void has_begun(bool ok);
   void has_finished(bool ok);
@@ -48,17 +61,21 @@ class Served {
   // One thing less is to happen.
   void release();
 
-  grpc::AsyncGenericService& service_;
+  const Shared& shared_;
   Queue& queue_;
-  const Receive& receive_;
   Caller caller_;
   grpc::GenericServerAsyncReaderWriter stream_{&caller_};
   Reactor* reactor_ = nullptr;
   std::atomic<int> num_pending_{2};  // its finish and its end; and what was begun
   bool is_sent_ = false;
+  bool is_ended_ = false;  // by the caller, or by us
+  grpc::ByteBuffer* message_ = nullptr;  // that is being read
+  Inflated outcome_ = Inflated::kReadable;
+  std::optional<grpc::Alarm> alarm_;  // brings the unpacker's word to the queue
 
   Told<Served> came_{*this, &Served::has_come};
   Told<Served> read_{*this, &Served::has_read};
+  Told<Served> unpacked_{*this, &Served::is_unpacked};
   Told<Served> written_{*this, &Served::has_written};
   Told<Served> begun_{*this, &Served::has_begun};
   Told<Served> finished_{*this, &Served::has_finished};
@@ -89,6 +106,8 @@ class Reactor {
 
  protected:
   Queue& queue() { return call_.queue(); }
+  // For `OnReadDone`: how the message was made readable that its sender may have compressed.
+  Inflated outcome() const { return call_.outcome_; }
   // For `OnDone`: whether the network has what was written, and the end.
   bool is_sent() const { return call_.is_sent_; }
 

@@ -96,7 +96,7 @@ class Streaming final : public Reactor, public plane::Stream {
   // From gRPC.
 
   void OnReadDone(bool ok) override {
-    if (const plane::Status* refusal = ok ? admission_.open(received_) : nullptr) {
+    if (const plane::Status* refusal = ok ? admission_.refusal_of(outcome()) : nullptr) {
       received_.Clear();
       conversation_->stop(*refusal);
     } else if (ok) {

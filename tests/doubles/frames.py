@@ -8,6 +8,7 @@ from tests.doubles.idle_connections import EMPTY_SETTINGS, PREFACE
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
 END_STREAM, END_HEADERS = 1, 4
 HEAD_BYTES = 9
+LARGEST_FRAME = 1 << 14
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
@@ -27,8 +28,11 @@ def headers(path: bytes, stream: int, *, is_end: bool = False, more: tuple[tuple
 
 
 def message(content: bytes, stream: int, *, is_end: bool = True, is_compressed: bool = False) -> bytes:
-    """One message of gRPC, in one frame."""
-    return frame(DATA, END_STREAM if is_end else 0, stream, struct.pack(">BI", is_compressed, len(content)) + content)
+    """One message of gRPC, in frames as large as they may be before anything else was agreed on."""
+    whole = struct.pack(">BI", is_compressed, len(content)) + content
+    pieces = [whole[at : at + LARGEST_FRAME] for at in range(0, len(whole), LARGEST_FRAME)]
+    last = END_STREAM if is_end else 0
+    return b"".join(frame(DATA, last if piece is pieces[-1] else 0, stream, piece) for piece in pieces)
 
 
 def dial(port: int, *frames: bytes) -> socket.socket:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import sys
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,25 @@ async def test_compressed_messages_share_one_bound(tmp_path: Path) -> None:
             await until(lambda: passage.door.calls_in_flight == 0)
             echo: Any = channel.unary_unary("/plain.Service/echo")
             assert await echo(content, timeout=30) == content
+
+
+@native_only
+async def test_who_does_not_compress_does_not_wait_for_who_does(tmp_path: Path) -> None:
+    bomb = gzip.compress(bytes(60 * MIB))
+    begin = headers(b"/plain.Service/echo", 1, more=((b"grpc-encoding", b"gzip"),))
+    async with open_passage(tmp_path, max_message_bytes=32 * MIB) as passage:
+        echo = passage.method("echo")
+        await echo(b"", timeout=10)
+        with ExitStack() as stack:
+            for _ in range(24):  # each takes a processor a tenth of a second, or more
+                line = dial(passage.door.port, begin, message(bomb, 1, is_compressed=True))
+                stack.enter_context(line)
+            await until(lambda: passage.door.calls_in_flight > 12)
+
+            await echo(b"", timeout=20)
+
+            assert passage.door.calls_in_flight > 1
+            await until(lambda: passage.door.calls_in_flight == 0, 60)
 
 
 NOISE = [
