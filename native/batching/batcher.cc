@@ -33,7 +33,7 @@ Batcher::~Batcher() {
 std::optional<Refusal> Batcher::submit(std::shared_ptr<Call> owned) {
   Call& call = *owned;
   const double now = lanes_->now();
-  std::condition_variable* bell = nullptr;
+  LaneGroup::Wake wake;
   std::optional<Refusal> refusal;
   {
     const std::lock_guard lock(lanes_->mutex_);
@@ -47,11 +47,11 @@ std::optional<Refusal> Batcher::submit(std::shared_ptr<Call> owned) {
         state.virtual_time = std::max(state.virtual_time, lanes_->virtual_time_);
       }
       state.enqueue(std::move(owned), now);
-      bell = lanes_->lane_to_wake(now);
+      wake = lanes_->lane_to_wake_for(*this, now);
       if (call.deadline < lanes_->watched_until_) lanes_->watch_deadlines();
     }
   }
-  if (bell != nullptr) bell->notify_one();
+  wake();
   if (refusal && refusal->kind != Refusal::Kind::kClosed) {
     meters_->ended(refusal->outcome, 0);
     meters_->shed(refusal->kind == Refusal::Kind::kLate ? "late" : "no_permit");
@@ -162,7 +162,7 @@ void Batcher::give_up(Batch& batch, std::shared_ptr<const void> error, const std
   assemblies_[batch.lane]->release(batch, {});
   const double now = lanes_->now();
   Endings endings;
-  std::condition_variable* bell = nullptr;
+  LaneGroup::Wake wake;
   {
     const std::lock_guard lock(lanes_->mutex_);
     State& state = *state_;
@@ -186,9 +186,9 @@ void Batcher::give_up(Batch& batch, std::shared_ptr<const void> error, const std
       state.refuse(*part->call, std::move(refusal), now, endings);
     }
     state.note_idle(endings);
-    bell = lanes_->lane_to_wake(now);
+    wake = lanes_->lane_to_wake(now);
   }
-  if (bell != nullptr) bell->notify_one();
+  wake();
   endings.tell(*meters_);
 }
 
@@ -208,14 +208,14 @@ void Batcher::set_feed_elements(std::size_t lane, std::vector<std::optional<Elem
 }
 
 void Batcher::drain() {
-  std::vector<std::condition_variable*> bells;
+  std::vector<LaneGroup::Wake> wakes;
   const double now = lanes_->now();
   {
     const std::lock_guard lock(lanes_->mutex_);
     state_->is_draining = true;
-    while (std::condition_variable* const bell = lanes_->lane_to_wake(now)) bells.push_back(bell);
+    while (LaneGroup::Wake wake = lanes_->lane_to_wake(now)) wakes.push_back(std::move(wake));
   }
-  for (std::condition_variable* bell : bells) bell->notify_one();
+  for (const LaneGroup::Wake& wake : wakes) wake();
 }
 
 void Batcher::close(std::shared_ptr<const void> error, std::string outcome, bool abandon) {

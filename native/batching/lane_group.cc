@@ -14,6 +14,12 @@ namespace {
 // The timer does not come more often than this: what falls due in between is answered so much late.
 constexpr double kTimerSeconds = 0.001;
 
+// A source may be left alone for so long while its lane runs what came from it.
+constexpr double kSoonSeconds = 0.0002;
+
+// What is not known is 0.
+bool is_soon(double seconds) { return seconds > 0 && seconds < kSoonSeconds; }
+
 }  // namespace
 
 LaneGroup::LaneGroup(std::size_t num_lanes, Clock clock) : clock_(std::move(clock)), lanes_(num_lanes) {}
@@ -30,10 +36,13 @@ std::unique_ptr<Batch> LaneGroup::take(std::size_t lane, double timeout_seconds)
     std::shared_ptr<Batcher> batcher;
     std::unique_ptr<Batch> batch = next(lane, now, wakes_at, batcher, endings);
     if (batcher != nullptr) {  // there was a batch, or calls that ended instead
-      std::condition_variable* const bell = lane_to_wake(now);
+      const Wake wake = lane_to_wake(now);
       watch_deadlines();
+      const std::shared_ptr<Source> left = std::exchange(lanes_[lane].left, nullptr);
+      const bool is_soon_back = batch == nullptr || is_soon(batch->charged_seconds);
       lock.unlock();
-      if (bell != nullptr) bell->notify_one();
+      wake();
+      if (left != nullptr && !is_soon_back) left->leave();
       endings.tell(batcher->meters());
       if (batch != nullptr && batcher->assemble(batch)) return batch;
       lock.lock();
@@ -48,19 +57,23 @@ std::unique_ptr<Batch> LaneGroup::take(std::size_t lane, double timeout_seconds)
 }
 
 void LaneGroup::ring(std::size_t lane) {
+  Wake wake;
   {
     const std::lock_guard lock(mutex_);
     lanes_[lane].is_rung = true;
+    wake = wake_of(lanes_[lane]);
   }
-  lanes_[lane].bell.notify_one();
+  wake();
 }
 
 void LaneGroup::close() {
+  std::vector<Wake> wakes;
   {
     const std::lock_guard lock(mutex_);
     is_closed_ = true;
+    for (Lane& lane : lanes_) wakes.push_back(wake_of(lane));
   }
-  for (Lane& lane : lanes_) lane.bell.notify_one();
+  for (const Wake& wake : wakes) wake();
 }
 
 bool LaneGroup::is_closed() const {
@@ -123,10 +136,12 @@ void LaneGroup::wait(std::unique_lock<std::mutex>& lock, std::size_t number, dou
   lane.is_waiting = true;
   lane.wakes_at = wakes_at;
   waiting_lanes_.push_back(number);
-  if (wakes_at == kNever) {
-    lane.bell.wait(lock);
-  } else {
-    lane.bell.wait_for(lock, std::chrono::duration<double>(wakes_at - now));
+  if (!attend(lock, lane, wakes_at) && lane.is_waiting && !lane.is_rung && !is_closed_) {
+    if (wakes_at == kNever) {
+      lane.bell.wait(lock);
+    } else {
+      lane.bell.wait_for(lock, std::chrono::duration<double>(wakes_at - now));
+    }
   }
   if (lane.is_waiting) {  // nobody chose it: the time has come, it was rung for, or it woke for nothing
     lane.is_waiting = false;
@@ -134,8 +149,26 @@ void LaneGroup::wait(std::unique_lock<std::mutex>& lock, std::size_t number, dou
   }
 }
 
-std::condition_variable* LaneGroup::lane_to_wake(double now) {
-  if (waiting_lanes_.empty()) return nullptr;
+bool LaneGroup::attend(std::unique_lock<std::mutex>& lock, Lane& lane, double wakes_at) {
+  std::shared_ptr<Source> source = lane.source.lock();
+  if (source == nullptr) return false;
+  lane.is_called.store(false, std::memory_order_relaxed);
+  lane.attended = source;
+  lock.unlock();
+  const bool has_attended = source->attend(lane.is_called, wakes_at);
+  lock.lock();
+  lane.attended = nullptr;
+  lane.left = has_attended ? std::move(source) : nullptr;
+  return has_attended;
+}
+
+LaneGroup::Wake LaneGroup::wake_of(Lane& lane) {
+  if (lane.attended != nullptr) lane.is_called.store(true, std::memory_order_relaxed);
+  return {&lane, lane.attended};
+}
+
+LaneGroup::Wake LaneGroup::lane_to_wake(double now) {
+  if (waiting_lanes_.empty()) return {};
   double wakes_at = kNever;
   bool is_ready = false;
   for (Batcher* batcher : batchers_) {
@@ -147,12 +180,22 @@ std::condition_variable* LaneGroup::lane_to_wake(double now) {
   if (!is_ready) {
     const bool is_seen_to = std::any_of(waiting_lanes_.begin(), waiting_lanes_.end(),
                                         [&](std::size_t number) { return lanes_[number].wakes_at <= wakes_at; });
-    if (is_seen_to) return nullptr;
+    if (is_seen_to) return {};
   }
   Lane& lane = lanes_[waiting_lanes_.back()];
   waiting_lanes_.pop_back();
   lane.is_waiting = false;
-  return &lane.bell;
+  return wake_of(lane);
+}
+
+LaneGroup::Wake LaneGroup::lane_to_wake_for(const Batcher& batcher, double now) {
+  Wake wake = lane_to_wake(now);
+  if (!wake || wake.attended != nullptr || !is_soon(batcher.state_->pace.run_seconds(1))) return wake;
+  if (const std::shared_ptr<Source> here = Source::here().lock()) {
+    wake.lane->source = here;
+    here->offer();
+  }
+  return wake;
 }
 
 void LaneGroup::watch_deadlines() {

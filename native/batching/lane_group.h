@@ -5,6 +5,7 @@
 // for moments only, and never while anything of a call's is called or copied.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
@@ -14,6 +15,7 @@
 
 #include "batching/batch.h"
 #include "batching/clock.h"
+#include "batching/source.h"
 #include "batching/timer.h"
 
 namespace headrace::batching {
@@ -52,6 +54,23 @@ class LaneGroup final : public Due, public std::enable_shared_from_this<LaneGrou
     bool is_waiting = false;  // and may be woken
     bool is_rung = false;
     double wakes_at = kNever;
+    // Where its last call came from, which it may attend when it has nothing else to do.
+    std::weak_ptr<Source> source;
+    std::shared_ptr<Source> attended;  // null: it sleeps, or works
+    std::shared_ptr<Source> left;      // what it has just attended
+    std::atomic<bool> is_called{false};  // while it attends: it shall look for work
+  };
+
+  // How a lane is woken, once no lock is held.
+  struct Wake {
+    Lane* lane = nullptr;  // null: none is
+    std::shared_ptr<Source> attended;
+
+    explicit operator bool() const { return lane != nullptr; }
+    void operator()() const {
+      if (attended != nullptr) return attended->ring();
+      if (lane != nullptr) lane->bell.notify_one();
+    }
   };
 
   void add(Batcher& batcher);
@@ -62,8 +81,13 @@ class LaneGroup final : public Due, public std::enable_shared_from_this<LaneGrou
   std::unique_ptr<Batch> next(std::size_t lane, double now, double& wakes_at, std::shared_ptr<Batcher>& from,
                               Endings& endings);
   void wait(std::unique_lock<std::mutex>& lock, std::size_t lane, double now, double wakes_at);
-  // Work has come, or is left: the bell of the one lane that shall look at it; null when none is needed, or free.
-  std::condition_variable* lane_to_wake(double now);
+  // Instead of sleeping; false when there is nothing to attend.
+  bool attend(std::unique_lock<std::mutex>& lock, Lane& lane, double wakes_at);
+  // Work has come, or is left: wakes the one lane that shall look at it; nobody when none is needed, or free.
+  Wake lane_to_wake(double now);
+  // The same for a call that has just come; whoever brought it may be relieved when it is run soon.
+  Wake lane_to_wake_for(const Batcher& batcher, double now);
+  static Wake wake_of(Lane& lane);
   // Lets the timer come when the first deadline does, unless a lane is free to see to it.
   void watch_deadlines();
   double earliest_deadline() const;

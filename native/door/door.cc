@@ -84,7 +84,7 @@ class Door::Parts {
     builder.SetResourceQuota(grpc::ResourceQuota("headrace").Resize(static_cast<std::size_t>(options.max_buffered_bytes)));
     builder.RegisterAsyncGenericService(&service);
     for (int i = 0; i < num_queues(options.num_threads); ++i) {
-      queues.push_back(std::make_unique<Queue>(builder.AddCompletionQueue()));
+      queues.push_back(std::make_shared<Queue>(builder.AddCompletionQueue()));
       relays.try_emplace(queues.back().get(), onward, *queues.back());
     }
   }
@@ -112,7 +112,7 @@ class Door::Parts {
   grpc::AsyncGenericService service;
   Unpacker unpacker{admission.inflation()};
   const Served::Shared shared{service, admission.inflation(), unpacker, [this](Served& call) { receive(call); }};
-  std::vector<std::unique_ptr<Queue>> queues;
+  std::vector<std::shared_ptr<Queue>> queues;
   std::unordered_map<const Queue*, Relays> relays;  // of each of them
   std::unique_ptr<grpc::Server> server;
   std::atomic<bool> is_closing{false};

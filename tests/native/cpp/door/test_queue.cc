@@ -1,0 +1,172 @@
+// Who sees to a completion queue: its own thread, or a lane that has nothing else to do.
+#include "door/queue.h"
+
+#include <doctest/doctest.h>
+#include <grpcpp/alarm.h>
+#include <grpcpp/generic/async_generic_service.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "batching/clock.h"
+
+namespace headrace::door {
+namespace {
+
+// A server with nothing but a queue, and things that happen on it.
+class House {
+ public:
+  House() {
+    builder_.RegisterAsyncGenericService(&service_);
+    queue_ = std::make_shared<Queue>(builder_.AddCompletionQueue());
+    server_ = builder_.BuildAndStart();
+    queue_->start();
+  }
+  ~House() {
+    server_->Shutdown();
+    queue_->close();
+  }
+
+  Queue& queue() { return *queue_; }
+
+  // On whatever thread sees to the queue; waits until it is done.
+  std::thread::id happen(std::function<void()> what = [] {}) {
+    Happening happening(*queue_, std::move(what));
+    return happening.wait();
+  }
+
+  // Until the seat is free: its thread goes when calls are run one after another by lanes that will soon be back.
+  void let_thread_go() {
+    happen([this] { queue_->offer(); });
+    happen([this] { queue_->offer(); });
+  }
+
+ private:
+  class Happening final : public Event {
+   public:
+    Happening(Queue& queue, std::function<void()> what) : queue_(queue), what_(std::move(what)) {
+      queue.add();
+      alarm_.Set(&queue.inner(), gpr_now(GPR_CLOCK_MONOTONIC), static_cast<Event*>(this));
+    }
+    void happened(bool) noexcept override {
+      what_();
+      const std::lock_guard lock(mutex_);
+      by_ = std::this_thread::get_id();
+      queue_.remove();
+      done_.notify_all();
+    }
+    std::thread::id wait() {
+      std::unique_lock lock(mutex_);
+      done_.wait(lock, [this] { return by_ != std::thread::id(); });
+      return by_;
+    }
+
+   private:
+    Queue& queue_;
+    const std::function<void()> what_;
+    grpc::Alarm alarm_;
+    std::mutex mutex_;
+    std::condition_variable done_;
+    std::thread::id by_;
+  };
+
+  grpc::ServerBuilder builder_;
+  grpc::AsyncGenericService service_;
+  std::shared_ptr<Queue> queue_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// A lane that wants the seat, until it has had it and was called.
+class Lane {
+ public:
+  explicit Lane(Queue& queue) : queue_(queue), thread_([this] { live(); }) {}
+  ~Lane() {
+    is_over_ = true;
+    thread_.join();
+  }
+  std::thread::id id() const { return thread_.get_id(); }
+  std::atomic<bool> is_called{false};
+  std::atomic<int> num_sittings{0};
+
+ private:
+  void live() {
+    while (!is_over_) {
+      if (queue_.attend(is_called, batching::kNever)) ++num_sittings;
+      is_called = false;
+      std::this_thread::yield();
+    }
+  }
+
+  Queue& queue_;
+  std::atomic<bool> is_over_{false};
+  std::thread thread_;
+};
+
+template <class Condition>
+bool comes_true(Condition is_so) {
+  for (int tries = 0; tries < 100'000; ++tries) {
+    if (is_so()) return true;
+  }
+  return false;
+}
+
+TEST_CASE("nobody else sits down while the thread of a queue sees to it") {
+  House house;
+  const std::thread::id own = house.happen();
+  const std::atomic<bool> is_called{false};
+  CHECK_FALSE(house.queue().attend(is_called, batching::kNever));
+  CHECK((house.happen() == own));
+}
+
+TEST_CASE("a lane takes the seat that is offered, and what comes happens on it") {
+  House house;
+  const std::thread::id own = house.happen();
+  Lane lane(house.queue());
+  CHECK(comes_true([&] {
+    house.let_thread_go();
+    return house.happen() == lane.id();
+  }));
+  // It waits for a few milliseconds at most, and gives the seat back.
+  CHECK(comes_true([&] { return house.happen() == own; }));
+}
+
+TEST_CASE("the thread takes back a seat that is left, at once or after a moment") {
+  House house;
+  const std::thread::id own = house.happen();
+  house.let_thread_go();
+  CHECK((house.happen() == own));  // nobody has come
+  house.let_thread_go();
+  house.queue().leave();
+  CHECK((house.happen() == own));
+}
+
+TEST_CASE("a lane that is called leaves, and whatever comes happens once, whoever sees to it") {
+  House house;
+  Lane lane(house.queue()), other(house.queue());
+  std::atomic<int> num_happened{0};
+  std::thread caller([&] {
+    for (int i = 0; i < 2'000; ++i) {
+      lane.is_called = true;
+      house.queue().ring();
+      house.queue().leave();
+      other.is_called = i % 2 == 0;
+    }
+  });
+  for (int i = 0; i < 2'000; ++i) {
+    house.happen([&] {
+      house.queue().offer();
+      ++num_happened;
+    });
+  }
+  caller.join();
+  CHECK(num_happened == 2'000);
+}
+
+}  // namespace
+}  // namespace headrace::door
