@@ -45,7 +45,7 @@ class ScriptedModels(ModelServiceServicer):
         for path in request.update_mask.paths:
             field = path.removeprefix("serving.")
             given = getattr(request.model.serving, field)
-            if isinstance(given, bool):
+            if isinstance(given, int):
                 setattr(kept, field, given)
             else:
                 getattr(kept, field).CopyFrom(given)

@@ -322,6 +322,8 @@ def test_models_go_up_get_names_and_come_down(headrace: Headrace, tmp_path: Path
     assert "accuracy 0.97" in headrace("models", "show", "digits").stdout
     updated = headrace("models", "update", "digits", "--precision", "auto", "--min-cosine", 0.9995, "--pin").stdout
     assert ("auto" in updated, "cosine 0.9995" in updated, "yes" in updated) == (True, True, True)
+    assert "shared with other models" in headrace("models", "update", "digits", "--lane-sharing", "shared").stdout
+    assert "own, shared" in headrace("models", "update", "digits", "--lane-sharing", "both").stderr
     np.savez(tmp_path / "rows.npz", x=np.zeros((5, 3), np.float32))
     planned = headrace("models", "plan", "digits", "--measure", "--calibrate", tmp_path / "rows.npz").stdout
     assert "the fastest within the tolerances" in planned
