@@ -100,10 +100,11 @@ async def test_a_job_answers_from_its_checkpoints_while_it_trains(tmp_path: Path
 
             # With the trainer held still, its last checkpoints stay, and the answer is the network's own.  Its agent
             # may still have two or three to store; so few retire none of those that are there.
+            # (The first answer takes seconds, in which a training as small as this one may end.)
             await watcher.saw(is_checkpoint)
-            first = await ask(callers, "trainingJobs/j@latest")
             trainer = trainer_of(server.agents()[0])
             trainer.send_signal(signal.SIGSTOP)
+            first = await ask(callers, "trainingJobs/j@latest")
             await until(lambda: kept_steps(data) != [])
             held = await answer_of_step(callers, "trainingJobs/j@latest", kept_steps(data)[-1])
             step = held.provenance.training_step
@@ -120,6 +121,8 @@ async def test_a_job_answers_from_its_checkpoints_while_it_trains(tmp_path: Path
 
             # It trains on, is killed in the middle, and is replaced: callers notice newer steps and nothing else.
             trainer.send_signal(signal.SIGCONT)
+            await watcher.saw(is_checkpoint, watcher.events[-1].sequence)
+            trainer.send_signal(signal.SIGSTOP)
             moved = await answer_of_step(callers, "trainingJobs/j@latest", step + 1)
             assert not np.array_equal(scores_of(moved), scores_of(held))
             trainer.kill()
