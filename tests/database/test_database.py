@@ -43,11 +43,11 @@ async def test_what_was_written_is_there_after_opening_again(url: str) -> None:
 
 
 async def test_opening_a_new_database_from_several_sides_at_once_makes_one(url: str) -> None:
-    opened = await asyncio.gather(*(Database.open(url) for _ in range(4)))
+    opened = await asyncio.gather(*(Database.open(url) for _ in range(8)))
 
     await add(opened[0], "a")
 
-    assert [await ids(database) for database in opened] == [["a"]] * 4
+    assert [await ids(database) for database in opened] == [["a"]] * 8
     for database in opened:
         await database.close()
 

@@ -133,6 +133,7 @@ async def test_lanes_that_serve_two_models_serve_both_and_outlive_each() -> None
     assert outcomes(tickets) == ["answered", "answered"]
     assert not lanes.is_closed
     ask(second, 3)
+    assert lanes.take(0, 10) is None  # it is rung for, to let go of what it has of the first
     batch = lanes.take(0, 10)
     assert batch is not None
     assert batch.batcher is second.native

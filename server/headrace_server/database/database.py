@@ -6,6 +6,7 @@ SQLite (WAL, one writer) is the embedded default.  Knows no table by name.
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -144,18 +145,30 @@ def _probe_sqlite(url: URL) -> None:
     # The asynchronous driver leaves a thread behind, which complains into the log, when it cannot open a file.
     try:
         with contextlib.closing(sqlite3.connect(url.database or ":memory:", timeout=BUSY_SECONDS)) as connection:
-            connection.execute("PRAGMA schema_version")
+            _let_read_while_written(connection)
     except sqlite3.Error as error:
         raise CannotStart(f"the database {url.database} cannot be used: {error}") from error
+
+
+def _let_read_while_written(connection: sqlite3.Connection) -> None:
+    """Switch the file to WAL, which it keeps.  SQLite lets nobody wait who does that to a new file beside others."""
+    limit = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > limit:
+                raise
+            time.sleep(0.01)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver must not begin transactions by itself; `_begin_sqlite` does
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     cursor.execute("PRAGMA synchronous = FULL")  # what was answered survives a power cut
     cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
     cursor.close()
 
 
