@@ -73,6 +73,17 @@ def test_the_fastest_within_the_tolerances_runs() -> None:
     assert decision.why == "the fastest within the tolerances of 3 that were tried"
 
 
+def test_of_plans_that_run_beside_each_other_differently_the_one_that_answers_most_rows_runs() -> None:
+    alone = trial(BF16, {1: 0.4, 8: 3.0})
+    beside = trial(COMPILED, {1: 0.35, 8: 2.8}).model_copy(
+        update={"arrangements": (Arrangement(sessions=2, threads=1, rows=8, rows_per_second=8.0),)}
+    )
+
+    decision = decided(trial(BASE, {1: 1.0, 8: 8.0}), alone, beside)
+
+    assert decision.plans == (COMPILED,)
+
+
 def test_each_size_of_batch_has_the_plan_that_is_fastest_for_it() -> None:
     decision = decided(
         trial(BASE, SLOW), trial(INT8, {1: 0.5, 8: 3.0, 32: 12.0}), trial(BF16, {1: 0.2, 8: 5.0, 32: 20.0})

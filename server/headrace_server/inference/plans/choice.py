@@ -114,11 +114,12 @@ def _refusal(trial: Trial, base: Trial, measurement: Measurement, tolerances: To
 
 def _fastest(trials: Sequence[Trial], rows: int, threads: int) -> Trial:
     """The fastest for a size of batch; an earlier, simpler one unless the gain is clear."""
-    best, best_seconds = trials[0], trials[0].seconds(rows, threads)
+    best = trials[0]
     for trial in trials[1:]:
-        seconds = trial.seconds(rows, threads)
-        if seconds is not None and (best_seconds is None or seconds < best_seconds * GAIN):
-            best, best_seconds = trial, seconds
+        if trial.seconds(rows, threads) is None:
+            continue
+        if best.seconds(rows, threads) is None or _is_clearly_faster(trial, best, rows, threads):
+            best = trial
     return best
 
 
@@ -128,13 +129,18 @@ def _fewest(chosen: list[Trial], sizes: list[int], wide: int, narrow: int) -> li
     Every further plan is another copy of the weights in memory.
     """
     main = chosen[-1]
-    result = []
-    for trial, rows in zip(chosen, sizes, strict=True):
-        threads = wide if rows == 1 else narrow
-        own, of_main = trial.seconds(rows, threads), main.seconds(rows, threads)
-        is_clear = own is not None and of_main is not None and own < of_main * GAIN
-        result.append(trial if is_clear else main)
-    return result
+    return [
+        trial if _is_clearly_faster(trial, main, rows, wide if rows == 1 else narrow) else main
+        for trial, rows in zip(chosen, sizes, strict=True)
+    ]
+
+
+def _is_clearly_faster(trial: Trial, other: Trial, rows: int, threads: int) -> bool:
+    """Whether a size of batch costs clearly less: of the machine when it is busy, where that is known of both."""
+    own, others = trial.busy_seconds(rows), other.busy_seconds(rows)
+    if own is None or others is None:
+        own, others = trial.seconds(rows, threads), other.seconds(rows, threads)
+    return own is not None and others is not None and own < others * GAIN
 
 
 def _buckets(sizes: list[int], chosen: list[Trial]) -> tuple[Bucket, ...]:

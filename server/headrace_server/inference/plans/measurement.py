@@ -93,6 +93,11 @@ class Trial(_Fact):
         found = (one.seconds for one in self.speeds if one.rows == rows and one.threads == threads)
         return next(found, None)
 
+    def busy_seconds(self, rows: int) -> float | None:
+        """What a batch of so many rows costs the machine when it runs as many at once as is best; None as above."""
+        rates = [one.rows_per_second for one in self.arrangements if one.rows == rows]
+        return rows / max(rates) if rates else None
+
 
 class Measurement(_Fact):
     """All plans of one version, tried on one machine."""
