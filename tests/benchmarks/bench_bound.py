@@ -111,7 +111,7 @@ def products_in_torch(threads: int) -> Run:
     """All matrix products of the network in BF16, with oneDNN's own layout of weights."""
     import torch
 
-    from headrace_server.inference.backends.torch_export import use_threads
+    from headrace_server.inference.backends.torch_threads import use_threads
 
     rows = ROWS * NUM_TOKENS
     inputs = {size: torch.randn(rows, size, dtype=torch.bfloat16) for size in (WIDE, INNER)}

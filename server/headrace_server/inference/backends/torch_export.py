@@ -5,7 +5,6 @@ first such program is opened.  A program can carry code: whether a file may be o
 registered, in `models/`.  Compiled programs are made by this server, and checked by their digest.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from headrace_server.errors import DeviceOutOfMemory, InvalidModel
+from headrace_server.inference.backends.torch_threads import rest, use_threads
 from headrace_server.models.torch_signature import read_signature
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -25,7 +25,6 @@ _AS_BITS = {
     DataType.FP8_E5M2: ("uint8", "float8_e5m2"),
 }
 _NAMES = {Precision.BF16: "bfloat16", Precision.FP16: "float16"}
-_threads = threading.local()
 
 
 class TorchExportBackend:
@@ -105,15 +104,6 @@ def order_of(path: Path, signature: Signature) -> tuple[list[TensorSpec], list[T
     )
 
 
-def use_threads(num_threads: int) -> None:
-    """Let torch compute with so many threads in what this thread calls."""
-    import torch
-
-    if getattr(_threads, "count", None) != num_threads:
-        torch.set_num_threads(num_threads)
-        _threads.count = num_threads
-
-
 class TorchSession:
     """One opened program, whose inputs and outputs are flat lists in its own order."""
 
@@ -157,6 +147,7 @@ class TorchSession:
         if self._call is not None:
             self._call = None
             self._closed()
+            rest()
 
 
 def to_torch(array: Array, data_type: DataType) -> Any:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.inference.backends.backend import Session, SharesWeights
+from headrace_server.inference.backends.one_thread import OnOneThread
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
-from headrace_server.inference.plans.plan import CPU, Plan
+from headrace_server.inference.plans.plan import CPU, Plan, Runtime
 from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.plans.trimming import without_padding
 from headrace_server.inference.plans.trying import batch_of
@@ -69,7 +70,10 @@ class PlannedBackend:
         else:
             self._check_room(plan)
             files, num_runs = self.planned.files[plan.name], self.planned.decision.busy_sessions
-            session = self._opened[key] = open_plan(plan, files, signature, num_threads=num_threads, num_runs=num_runs)
+            session = open_plan(plan, files, signature, num_threads=num_threads, num_runs=num_runs)
+            if plan.runtime is Runtime.TORCH and plan.device == CPU and num_threads > 1 and num_runs > 1:
+                session = OnOneThread(session)
+            self._opened[key] = session
         self._warm_up(session, plan, signature)
         return session
 
