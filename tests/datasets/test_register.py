@@ -43,7 +43,7 @@ async def test_what_was_registered_and_what_was_uploaded_are_the_same_content(ca
     (root / "t.csv").write_bytes(TABLE)
     registered = await catalog.register("wine", f"file://localhost{root}/t.csv", format=None)
 
-    again = await catalog.register("wine", f"file://{root}/../root/t.csv", format=DatasetFormat.CSV)
+    again = await catalog.register("wine", f"file://{root}/../{root.name}/t.csv", format=DatasetFormat.CSV)
 
     assert again == registered
 

@@ -105,7 +105,7 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
             yield await self._log_frame(name, None)
         else:
             after = sharing.after
-        if sharing.has_come(after, await self._desk.latest(name, "logs")):
+        if sharing.may_share and sharing.has_come(after, await self._desk.latest(name, "logs")):
             hand_over(context, name.job, after)
             return
         async with closed_after(self._desk.follow_logs(name, after)) as entries:
