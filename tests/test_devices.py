@@ -158,6 +158,16 @@ def test_gpus_are_counted_without_torch_and_their_absence_has_a_reason() -> None
     assert (devices.num_gpus, devices.no_gpu_reason) == _native.cuda_device_count()
     assert devices.has_gpu == (devices.num_gpus > 0)
     assert devices.has_gpu == (devices.no_gpu_reason == "")
+    assert len(devices.gpus) == devices.num_gpus
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_its_name_and_what_it_is_capable_of() -> None:
+    import torch
+
+    name, capability = torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0)
+
+    assert find_devices().gpus[0] == f"{name} {capability[0]}.{capability[1]}"
 
 
 def test_a_machine_has_a_gpu_when_it_has_one_or_more() -> None:

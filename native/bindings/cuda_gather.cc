@@ -67,6 +67,15 @@ py::tuple cuda_device_count() {
   return py::make_tuple(devices.count, devices.reason);
 }
 
+py::tuple cuda_device(int number) {
+  cuda::Device device{};
+  {
+    const py::gil_scoped_release release;  // the first call loads the driver
+    device = cuda::device(number);
+  }
+  return py::make_tuple(device.name, device.major, device.minor);
+}
+
 py::tuple cuda_memory(int device) {
   cuda::Memory memory{};
   {
@@ -81,6 +90,8 @@ py::tuple cuda_memory(int device) {
 void bind_cuda_gather(py::module_& module) {
   module.attr("cuda_built") = cuda::is_built();
   module.def("cuda_device_count", &cuda_device_count, "The number of CUDA devices, and why there are none.");
+  module.def("cuda_device", &cuda_device, py::arg("number"),
+             "The name of a CUDA device, and its compute capability, major and minor.");
   module.def("cuda_memory", &cuda_memory, py::arg("device"), "The free and all bytes of a CUDA device.");
   module.def("cuda_gather", &cuda_gather, py::arg("sources"), py::arg("source_type"), py::arg("into"),
              py::arg("into_type"), py::arg("row_elements"), py::arg("stream"),

@@ -205,6 +205,13 @@ class CurrentDevice {
   int before_ = 0;
 };
 
+void check_that_there_is(int device) {
+  const Devices found = devices();
+  if (device >= 0 && device < found.count) return;
+  throw CudaUnavailable("No CUDA device " + std::to_string(device) + ": " +
+                        (found.count == 0 ? found.reason : "there are " + std::to_string(found.count)) + ".");
+}
+
 // 13000 is 13.0.
 std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
@@ -227,12 +234,15 @@ Devices devices() {
   return {0, status == cudaSuccess ? "the CUDA driver sees no device" : cudaGetErrorString(status)};
 }
 
+Device device(int number) {
+  check_that_there_is(number);
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, number), "Asking what a device is");
+  return {properties.name, properties.major, properties.minor};
+}
+
 Memory memory(int device) {
-  const Devices found = devices();
-  if (device < 0 || device >= found.count) {
-    throw CudaUnavailable("No CUDA device " + std::to_string(device) + ": " +
-                          (found.count == 0 ? found.reason : "there are " + std::to_string(found.count)) + ".");
-  }
+  check_that_there_is(device);
   const CurrentDevice current(device);
   Memory memory{};
   check(cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes), "Asking for the memory of a device");

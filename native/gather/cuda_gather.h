@@ -69,6 +69,17 @@ struct Devices {
 // Never throws: no driver means no devices.
 Devices devices();
 
+// What decides how fast programs are on a device, and which of them run there at all.
+struct Device {
+  std::string name;
+  // Of its compute capability, 9.0 for instance.
+  int major;
+  int minor;
+};
+
+// Makes no context.  Throws CudaUnavailable, or CudaFailure.
+Device device(int number);
+
 struct Memory {
   std::size_t free_bytes;
   std::size_t total_bytes;

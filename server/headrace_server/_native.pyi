@@ -44,6 +44,10 @@ cuda_built: bool
 # How many CUDA devices there are, and why there are none.  Never raises.
 def cuda_device_count() -> tuple[int, str]: ...
 
+# The name of a CUDA device and its compute capability, major and minor; makes no context.  RuntimeError where there is
+# no such device or a CUDA call fails.
+def cuda_device(number: int) -> tuple[str, int, int]: ...
+
 # The free and all bytes of a CUDA device, whoever has taken the rest.  The first call of a process makes it a context
 # there, which takes some hundred megabytes.  RuntimeError where there is no such device or a CUDA call fails.
 def cuda_memory(device: int) -> tuple[int, int]: ...

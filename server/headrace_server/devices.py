@@ -28,6 +28,8 @@ class Devices:
     """CUDA devices that this process sees (`CUDA_VISIBLE_DEVICES` counts)."""
     no_gpu_reason: str
     """Why there are no GPUs, for people; empty when there are."""
+    gpus: tuple[str, ...] = ()
+    """Name and compute capability of each: "NVIDIA H100 80GB HBM3 9.0"."""
 
     @property
     def has_gpu(self) -> bool:
@@ -47,6 +49,7 @@ def find_devices(root: Path = Path("/")) -> Devices:
         memory_bytes=min([psutil.virtual_memory().total, *limits]),
         num_gpus=num_gpus,
         no_gpu_reason=no_gpu_reason,
+        gpus=tuple(_describe_gpu(number) for number in range(num_gpus)),
     )
 
 
@@ -57,6 +60,11 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
     """
     free = [max(bounds.memory_limit_bytes - bounds.used_bytes, 0) for bounds in _memory_bounds(root)]
     return min([psutil.virtual_memory().available, *free])
+
+
+def _describe_gpu(number: int) -> str:
+    name, major, minor = _native.cuda_device(number)
+    return f"{name} {major}.{minor}"
 
 
 @dataclass(frozen=True, slots=True)

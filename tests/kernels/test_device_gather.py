@@ -65,6 +65,8 @@ def test_without_a_device_the_error_says_why() -> None:
         kernels.gather([DeviceRows(64, 1)], FP32, BATCH, BF16, row_elements=6, stream=0)
     with pytest.raises(RuntimeError, match="No CUDA device"):
         _native.cuda_memory(0)
+    with pytest.raises(RuntimeError, match="No CUDA device"):
+        _native.cuda_device(0)
     with pytest.raises(RuntimeError, match="No CUDA device: "):
         kernels.scatter(BATCH, BF16, [DeviceRows(64, 1)], FP32, row_elements=6, stream=0)
 

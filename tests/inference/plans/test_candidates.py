@@ -44,3 +44,16 @@ def test_gpus_add_plans_only_where_the_runtime_was_built_for_them() -> None:
 
     assert "torch-bf16-cuda0" in plain
     assert [name for name in full if name not in plain] == ["onnxruntime-fp32-cuda0-cuda"]
+
+
+def test_what_is_compiled_for_a_gpu_comes_last_too_and_in_all_formats() -> None:
+    found = names(BOTH, Precision.AUTO, Means(can_compile=True, has_gpu=True))
+    without = names(BOTH, Precision.AUTO, Means(can_compile=False, has_gpu=True))
+
+    compiled = [name for name in found if name.endswith("-compiled-cuda0")]
+    assert compiled == [
+        "torch-fp32-compiled-cuda0", "torch-bf16-compiled-cuda0", "torch-bf16-norms32-compiled-cuda0",
+        "torch-fp16-compiled-cuda0", "torch-fp16-norms32-compiled-cuda0",
+    ]  # fmt: skip
+    assert all("compiled" in name for name in found[found.index(compiled[0]) :])
+    assert not any("compiled" in name for name in without)

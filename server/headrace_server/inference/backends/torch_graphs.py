@@ -1,4 +1,4 @@
-"""Runs torch.export programs on a GPU, with a recorded graph for each size of batch.
+"""Runs torch.export programs on a GPU, compiled or not, with a recorded graph for each size of batch.
 
 The rows of a batch, of all inputs, are put into one piece of pinned memory and brought to the device in one copy, as
 their callers sent them.  There they are gathered to the fixed addresses of the graph of the next larger size, converted
@@ -17,6 +17,8 @@ import numpy as np
 
 from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.inference.backends.card import Card, CudaCard
+from headrace_server.inference.backends.compiled_library import CompiledLibrary
+from headrace_server.inference.backends.on_streams import CudaWitness, OnStreams
 from headrace_server.inference.backends.torch_export import order_of, to_numpy, to_torch
 from headrace_server.precision import Precision
 from headrace_server.tensors import Array, DataType, Signature, Tensors, TensorSpec
@@ -45,6 +47,21 @@ def open_on_gpu(
     return GraphSession(
         call, order_of(path, signature), lambda: CudaCard(device), precision, is_batchable=signature.is_batchable
     )
+
+
+def open_compiled_on_gpu(
+    path: Path, source: Path, signature: Signature, *, device: str, precision: Precision
+) -> "GraphSession":
+    """A library that was compiled ahead of time from the program `source` for this kind of GPU.
+
+    Raises CompiledLibraryFailed, OSError or BadZipFile when it is damaged or was made for another machine,
+    DeviceBroken, DeviceOutOfMemory.
+    """
+    card = CudaCard(device)
+    with card.working():
+        library = OnStreams(CompiledLibrary(path, 1, device), CudaWitness(device))
+    order = order_of(source, signature)
+    return GraphSession(library, order, lambda: CudaCard(device), precision, is_batchable=signature.is_batchable)
 
 
 def flat_call(program: Any, precision: Precision, *, keeps_norms: bool) -> Callable[[list[Any]], Sequence[Any]]:
@@ -133,8 +150,8 @@ class GraphSession:
 
     def close(self) -> None:
         """Give graphs, staging memory and, with the last twin, the weights back."""
+        self._let_go()  # first the graphs: they run code that goes with the last call
         self._call = _closed
-        self._let_go()
 
     def _let_go(self) -> None:
         self._graphs.clear()

@@ -18,7 +18,7 @@ class Means:
     """What the machine has to run and make plans with."""
 
     can_compile: bool
-    """Whether there is a C++ compiler."""
+    """Whether there is a C++ compiler.  What else it takes to compile for a GPU, the compiling process asks for."""
     has_gpu: bool = False
     providers: tuple[str, ...] = ()
     """What the installed ONNX Runtime was built with."""
@@ -52,7 +52,7 @@ def _all(formats: Collection[ArtifactFormat], means: Means) -> Iterator[Plan]:
     if ArtifactFormat.TORCH_EXPORT in formats:
         yield from _torch("cpu", means.can_compile)
         if means.has_gpu:
-            yield from _torch(CUDA, False)
+            yield from _torch(CUDA, means.can_compile)
 
 
 def _torch(device: str, can_compile: bool) -> Iterator[Plan]:

@@ -7,10 +7,13 @@ Calls are answered meanwhile, and what was measured before it is not lost when i
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,17 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from headrace_server.inference.plans.ending import die_with_parent
-from headrace_server.inference.plans.plan import Plan
+from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.niceness import be_nice
 from headrace_server.precision import Precision
-from headrace_server.tensors import Signature
+from headrace_server.tensors import Signature, TensorSpec
 
 LEAST_PRIORITY = 19
 LAST_WORDS_BYTES = 4000
+# Threads are decided by each run, not by the compiler; weights are folded into the layout that is fastest.
+_ON_CPU: dict[str, Any] = {"cpp.dynamic_threads": True, "freezing": True}
+# Kernels lie in the library, which so is all there is to a plan.
+_ON_GPU: dict[str, Any] = {"aot_inductor.embed_kernel_binary": True}
 
 
 class CannotCompile(Exception):
@@ -46,6 +53,9 @@ class CompileRequest(BaseModel):
 
 def compile_apart(request: CompileRequest, seconds: float) -> None:
     """Compile in a process of its own, for so many seconds at most.  Raises CannotCompile, OSError."""
+    missing = missing_means(request.plan, os.environ)
+    if missing:
+        raise CannotCompile(f"compiling it for {request.plan.device} needs {missing}")
     request_file, words = request.target.with_suffix(".json"), request.target.with_suffix(".log")
     request_file.write_text(request.model_dump_json(), encoding="utf-8")
     command = (sys.executable, "-P", "-m", "headrace_server.inference.plans.compiling", str(request_file))
@@ -61,6 +71,31 @@ def compile_apart(request: CompileRequest, seconds: float) -> None:
     if code != 0 or not request.target.exists():
         took = time.monotonic() - started_at
         raise CannotCompile(f"compiling it failed after {took:.0f} s ({code}): {_last_words(words)}")
+
+
+def missing_means(plan: Plan, environment: Mapping[str, str]) -> str:
+    """What this machine lacks to compile a plan; empty when there is all of it.  Imports nothing."""
+    path = environment.get("PATH")
+    compiler = environment.get("CXX", "g++")
+    if shutil.which(compiler, path=path) is None:
+        return f"a C++ compiler, and there is no {compiler}"
+    if plan.device == CPU:
+        return ""
+    if find_spec("triton") is None:
+        return "Triton, which is not installed"
+    home = _cuda_home(environment)
+    if not (home / "include" / "cuda.h").exists():
+        return f"the headers of CUDA, and there is no {home / 'include' / 'cuda.h'} (CUDA_HOME says where they are)"
+    return ""
+
+
+def _cuda_home(environment: Mapping[str, str]) -> Path:
+    """Where torch looks for CUDA's own files."""
+    said = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
+    if said:
+        return Path(said)
+    nvcc = shutil.which("nvcc", path=environment.get("PATH"))
+    return Path(nvcc).parent.parent if nvcc is not None else Path("/usr/local/cuda")
 
 
 def main(arguments: list[str]) -> int:
@@ -92,16 +127,21 @@ def _last_words(path: Path) -> str:
 def _compile(request: CompileRequest) -> None:
     import torch
     from torch import Tensor, nn
+    from torch.export.passes import move_to_device_pass
 
     from headrace_server.inference.backends.torch_export import order_of
     from headrace_server.inference.backends.torch_lowering import lower
 
     plan, signature = request.plan, request.signature
+    is_on_gpu = plan.device != CPU
     program = torch.export.load(str(request.source))
+    if is_on_gpu:
+        program = move_to_device_pass(program, plan.device)
     call_spec = program.call_spec
-    dtypes = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-    if plan.precision in dtypes:
-        inner: nn.Module = lower(program, dtypes[plan.precision], keeps_norms=plan.keeps_norms)
+    short = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(plan.precision)
+    if short is not None:
+        # On a GPU rows are converted while they are gathered there.
+        inner: nn.Module = lower(program, short, keeps_norms=plan.keeps_norms, takes_short=is_on_gpu)
     else:
         inner = program.module()
 
@@ -118,21 +158,20 @@ def _compile(request: CompileRequest) -> None:
             return tuple(results)
 
     inputs, _ = order_of(request.source, signature)
-    example = tuple(_example(request.shapes[spec.name], spec) for spec in inputs)
+    example = tuple(_example(request.shapes[spec.name], spec).to(plan.device) for spec in inputs)
+    if is_on_gpu and short is not None:
+        example = tuple(tensor.to(short) if tensor.dtype is torch.float32 else tensor for tensor in example)
     # How many rows there may be is the program's own business; that any number may come is not.
     free = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
     shapes = tuple({axis: free[axis > 0] for axis, length in enumerate(spec.shape) if length == -1} for spec in inputs)
     with torch.no_grad():
         exported = torch.export.export(Flat(), example, dynamic_shapes={"inputs": shapes})
-        # Threads are decided by each run, not by the compiler; weights are folded into the layout that is fastest.
         torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - the documented way
-            exported,
-            package_path=str(request.target),
-            inductor_configs={"cpp.dynamic_threads": True, "freezing": True},
+            exported, package_path=str(request.target), inductor_configs=_ON_GPU if is_on_gpu else _ON_CPU
         )
 
 
-def _example(shape: tuple[int, ...], spec: Any) -> Any:
+def _example(shape: tuple[int, ...], spec: TensorSpec) -> Any:
     import numpy as np
 
     from headrace_server.inference.backends.torch_export import to_torch

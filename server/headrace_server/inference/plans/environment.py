@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ from headrace_server.inference.plans.candidates import Means
 REVISION = 4
 """Of how plans are made and measured.  Count it up when old measurements must not be used any more."""
 
-_LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")
+_LIBRARIES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")
 # The instruction sets that decide which plan is fast.
 _FLAGS = (
     "avx2",
@@ -37,7 +38,8 @@ def describe_environment(devices: Devices, root: Path = Path("/")) -> dict[str, 
         "processor": processor,
         "instructions": " ".join(flag for flag in _FLAGS if flag in flags),
         "cores": str(devices.num_cores),
-        "gpus": str(devices.num_gpus),
+        "gpus": ", ".join(devices.gpus) or str(devices.num_gpus),
+        **({"driver": _driver(root)} if devices.has_gpu else {}),
         "plans": str(REVISION),
         **{name: found for name in _LIBRARIES if (found := _version(name)) is not None},
     }
@@ -72,6 +74,16 @@ def _processor(root: Path) -> tuple[str, set[str]]:
         elif not key:
             break  # all cores are taken to be alike
     return name, flags
+
+
+def _driver(root: Path) -> str:
+    """The version of NVIDIA's driver, which loads what was compiled and decides how fast it is launched."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", text)
+    return found[1] if found else "unknown"
 
 
 def _version(package: str) -> str | None:

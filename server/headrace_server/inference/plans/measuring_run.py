@@ -88,6 +88,7 @@ async def _run_once(job: MeasureJob, deadline: float, command: Sequence[str], he
         # What compilers keep goes with the folder.
         "TORCHINDUCTOR_CACHE_DIR": str(job.folder / "inductor"),
         "TMPDIR": str(job.folder),
+        **{name: value for name, value in os.environ.items() if name == "CXX"},  # as whoever looked for it has
     }
     with words.open("ab") as output:
         process = await asyncio.create_subprocess_exec(

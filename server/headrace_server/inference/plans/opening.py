@@ -41,11 +41,7 @@ def open_plan(plan: Plan, files: PlanFiles, signature: Signature, *, num_threads
             raise NotHere(f"ONNX Runtime was asked for {providers[0]} and runs on {opened.provider}")
         return InHalves(opened) if plan.device != CPU and signature.is_batchable else opened
     if plan.device != CPU:
-        from headrace_server.inference.backends.torch_graphs import open_on_gpu
-
-        on_gpu = open_on_gpu(
-            files.source, signature, device=plan.device, precision=plan.precision, keeps_norms=plan.keeps_norms
-        )
+        on_gpu = _open_on_gpu(plan, files, signature)
         return InHalves(on_gpu) if signature.is_batchable else on_gpu
     if plan.form is Form.COMPILED:
         assert files.prepared is not None
@@ -59,4 +55,17 @@ def open_plan(plan: Plan, files: PlanFiles, signature: Signature, *, num_threads
         )
     return torch_export.open_program(
         files.source, signature, num_threads=num_threads, precision=plan.precision, keeps_norms=plan.keeps_norms
+    )
+
+
+def _open_on_gpu(plan: Plan, files: PlanFiles, signature: Signature) -> Session:
+    from headrace_server.inference.backends.torch_graphs import open_compiled_on_gpu, open_on_gpu
+
+    if plan.form is Form.COMPILED:
+        assert files.prepared is not None
+        return open_compiled_on_gpu(
+            files.prepared, files.source, signature, device=plan.device, precision=plan.precision
+        )
+    return open_on_gpu(
+        files.source, signature, device=plan.device, precision=plan.precision, keeps_norms=plan.keeps_norms
     )
