@@ -9,7 +9,9 @@ from headrace_server.inference.plans.choice import Decision, decide, is_needed
 from headrace_server.inference.plans.difference import Difference
 from headrace_server.inference.plans.measurement import Arrangement, Measurement, Source, Speed, Trial
 from headrace_server.inference.plans.plan import Form, Plan, Runtime
+from headrace_server.inference.plans.timing import time_in_turns
 from headrace_server.precision import Precision, Tolerances
+from tests.doubles.scripted_blocks import ScriptedBlocks
 
 BASE = Plan(runtime=Runtime.ONNXRUNTIME, precision=Precision.FP32)
 INT8 = Plan(runtime=Runtime.ONNXRUNTIME, precision=Precision.INT8, form=Form.DYNAMIC)
@@ -155,6 +157,26 @@ def test_a_lone_caller_gets_all_threads_and_many_get_many_runs() -> None:
 
     assert (decision.lone_threads, decision.busy_threads, decision.busy_sessions) == (2, 1, 2)
     assert small.lone_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "lone_threads"),
+    [
+        ([5.0, 5.1, 5.0], [5.2, 3.0, 3.1], 2),  # the first moments of the wide one were disturbed
+        ([5.0, 5.1, 5.0], [5.2, 7.0, 8.8, 3.9, 3.1, 3.0], 2),  # nearly all were
+        ([5.0, 9.0, 5.0], [5.2, 5.0, 5.1], 1),  # a disturbed narrow one makes the wide one no better
+    ],
+)
+def test_moments_in_which_the_machine_did_something_else_do_not_decide_how_many_threads_a_lone_caller_gets(
+    narrow: list[float], wide: list[float], lone_threads: int
+) -> None:
+    timed = time_in_turns(ScriptedBlocks(narrow=narrow, wide=wide).blocks)
+
+    speeds = tuple(
+        Speed(rows=1, threads=threads, seconds=timed[side]) for threads, side in ((1, "narrow"), (2, "wide"))
+    )
+
+    assert decided(trial(BASE, SLOW).model_copy(update={"speeds": speeds})).lone_threads == lone_threads
 
 
 def test_a_program_that_fails_on_its_rows_runs_all_the_same_and_says_so() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from headrace_server.inference.plans import trying
 from headrace_server.inference.plans.compiling import CannotCompile, CompileRequest, compile_apart
 from headrace_server.inference.plans.difference import why_intolerable
 from headrace_server.inference.plans.measurement import Trial
@@ -172,6 +173,22 @@ def test_sizes_of_batch_that_gain_nothing_any_more_are_not_timed(tmp_path: Path)
 
     assert [speed.rows for speed in speeds] == [speed.rows for speed in later]
     assert speeds[-1].rows < 32
+
+
+def test_what_a_lone_caller_waits_for_is_timed_in_turns_and_only_for_plans_that_may_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trying, "time_in_turns", lambda blocks: {threads: threads * 100.0 for threads in blocks})
+    on = bench(onnx_sources(tmp_path), signature(16, 4, "y"), tmp_path)
+
+    (base,) = tried(on, ONNX_FP32)
+    on.base.update(dict.fromkeys(on.base, 1e-9))  # whatever comes now is slower by far
+    (hopeless,) = tried(on, ONNX_FP32)
+
+    assert (base.seconds(1, 1), base.seconds(1, 2)) == (100, 200)
+    assert (base.seconds(4, 1) or 100) < 100
+    assert hopeless.arrangements == ()
+    assert (hopeless.seconds(1, 1) or 100) < 100
 
 
 def test_a_program_without_anything_to_quantise_says_so(tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """Tries one plan in the measuring process: makes it, compares its answers at several sizes of batch, and times it."""
 
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import file_digest
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from headrace_server.inference.plans.measurement import Arrangement, PreparedFil
 from headrace_server.inference.plans.opening import PlanFiles, open_plan
 from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.inference.plans.preparing import prepare
+from headrace_server.inference.plans.timing import LEAST_BLOCKS, median_run, time_in_turns
 from headrace_server.inference.plans.trimming import find_mask
 from headrace_server.memory import taken_bytes
 from headrace_server.models.calibration import CalibrationRows
@@ -30,10 +32,11 @@ GAIN = 1.05
 """What a batch twice the size must gain in rows a second; after two that do not, larger ones are not timed."""
 _SLOW_SECONDS = 0.1
 """What takes less is compared in no time."""
-_LEAST_RUNS, _MOST_RUNS = 3, 50
 _LEAST_ROUNDS = 2
 _TRIES = 3
 _MOST_WARM_UP_SECONDS = 60.0
+_Way: TypeAlias = tuple[int, int]
+"""Runs at the same time, and the threads of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,13 @@ def try_plan(plan: Plan, bench: Bench) -> Trial:
         if plan.device == CPU and len(bench.thread_counts) > 1:
             with _opened(plan, files, bench, bench.thread_counts[-1]) as wide:
                 speeds += _time(wide, bench, bench.thread_counts[-1])
-        arrangements = tuple(_arrangements(plan, files, bench)) if _is_hopeful(speeds, bench) else ()
+        arrangements: tuple[Arrangement, ...] = ()
+        if plan.device == CPU and _is_hopeful(speeds, bench):
+            with _opened_both_ways(plan, files, bench) as ways:
+                before = _lone_runs(ways, bench)
+                arrangements = tuple(_arrangements(ways, bench))
+                after = _lone_runs(ways, bench)  # a second later, in which the machine may do something else
+                speeds = _with_lone_runs(speeds, before, after)
     except Exception as error:  # noqa: BLE001 - a runtime may raise anything, and this is where we want to know
         return Trial(plan=plan, problem=_first_line(error), prepared=prepared)
     return Trial(
@@ -160,7 +169,8 @@ def _time(session: Session, bench: Bench, threads: int) -> Iterator[Speed]:
     for rows in _timed_sizes(bench):
         inputs = batch_of(bench.rows.inputs, rows, bench.signature)
         base = bench.base.get((rows, threads))
-        seconds = _median_run(lambda: session.run(inputs), bench.seconds_per_figure, base)  # noqa: B023 - called at once
+        hopeless = base * HOPELESS if base is not None else None
+        seconds = median_run(partial(session.run, inputs), bench.seconds_per_figure, hopeless)
         yield Speed(rows=rows, threads=threads, seconds=seconds)
         if base is not None:
             if seconds > base * HOPELESS:
@@ -179,45 +189,60 @@ def _timed_sizes(bench: Bench) -> list[int]:
     return [rows for rows in bench.sizes if not timed or rows in timed]
 
 
-def _median_run(run: Callable[[], object], budget_seconds: float, base: float | None) -> float:
-    run()  # the first one pays for what is lazy
-    taken: list[float] = []
-    until = time.perf_counter() + budget_seconds
-    while len(taken) < _LEAST_RUNS or (time.perf_counter() < until and len(taken) < _MOST_RUNS):
-        started_at = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - started_at)
-        if base is not None and taken[0] > base * HOPELESS:
-            break
-    return statistics.median(taken)
-
-
 def _is_hopeful(speeds: Sequence[Speed], bench: Bench) -> bool:
     known = ((speed.seconds, bench.base.get((speed.rows, speed.threads))) for speed in speeds)
     return any(base is not None and seconds <= base * 1.1 for seconds, base in known)
 
 
-def _arrangements(plan: Plan, files: PlanFiles, bench: Bench) -> Iterator[Arrangement]:
-    """One run with all threads, and as many runs of one thread as there are cores, on a usual batch.
+@contextmanager
+def _opened_both_ways(plan: Plan, files: PlanFiles, bench: Bench) -> Iterator[dict[_Way, Session]]:
+    """One session for a run with all threads, and one for as many runs of one thread as there are cores."""
+    cores = bench.thread_counts[-1]
+    with ExitStack() as stack:
+        yield {
+            (runs, threads): stack.enter_context(_opened(plan, files, bench, threads, runs))
+            for runs, threads in sorted({(1, cores), (cores, 1)})
+        }
+
+
+def _lone_runs(ways: Mapping[_Way, Session], bench: Bench) -> dict[int, float]:
+    """Seconds of a single row by the number of threads: what a caller waits for who is alone.
+
+    Few threads or all of them is decided by these alone, for as long as the verdict holds: so they take turns, on a
+    thread of their own, which has the helpers of its runs with it when it ends.
+    """
+    inputs = batch_of(bench.rows.inputs, bench.sizes[0], bench.signature)
+    blocks = {
+        threads: partial(median_run, partial(session.run, inputs), bench.seconds_per_figure / LEAST_BLOCKS)
+        for (_, threads), session in ways.items()
+    }
+    with ThreadPoolExecutor(1) as worker:
+        return worker.submit(time_in_turns, blocks).result()
+
+
+def _with_lone_runs(speeds: Sequence[Speed], *lone: Mapping[int, float]) -> list[Speed]:
+    """The same speeds, with the least of what was timed in turns in the place of what was timed once."""
+    rows = min(speed.rows for speed in speeds)
+    return [
+        speed.model_copy(update={"seconds": min(times[speed.threads] for times in lone)})
+        if speed.rows == rows
+        else speed
+        for speed in speeds
+    ]
+
+
+def _arrangements(ways: Mapping[_Way, Session], bench: Bench) -> Iterator[Arrangement]:
+    """What each way answers of a usual batch, while there is always another.
 
     They take turns, and the best of each counts: whatever else the machine does only makes them slower.
     """
-    if plan.device != CPU:
-        return
     rows = [size for size in bench.sizes if size <= 8][-1]
-    cores = bench.thread_counts[-1]
-    rates = dict.fromkeys(sorted({(1, cores), (cores, 1)}), 0.0)
-    with ExitStack() as stack:
-        opened = {
-            (sessions, threads): stack.enter_context(_opened(plan, files, bench, threads, sessions))
-            for sessions, threads in rates
-        }
-        for _ in range(_TRIES):
-            for (sessions, threads), session in opened.items():
-                rate = _throughput(session, bench, rows, sessions)
-                rates[sessions, threads] = max(rates[sessions, threads], rate)
-    for (sessions, threads), rate in rates.items():
-        yield Arrangement(sessions=sessions, threads=threads, rows=rows, rows_per_second=rate)
+    rates = dict.fromkeys(ways, 0.0)
+    for _ in range(_TRIES):
+        for way, session in ways.items():
+            rates[way] = max(rates[way], _throughput(session, bench, rows, way[0]))
+    for (runs, threads), rate in rates.items():
+        yield Arrangement(sessions=runs, threads=threads, rows=rows, rows_per_second=rate)
 
 
 def _throughput(session: Session, bench: Bench, rows: int, num_threads: int) -> float:
