@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from headrace_server.inference.backends.one_thread import OnOneThread
+from headrace_server.inference.backends.one_thread import OneThread, OnOneThread
+from headrace_server.inference.backends.torch_export import open_program
 from headrace_server.inference.backends.torch_threads import rest, use_threads
 from headrace_server.precision import Precision
 from headrace_server.tensors import Tensors
+from tests.inference.plans.programs import signature, torch_sources
 
 GNU_OPENMP = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
 ROWS: Tensors = {"x": np.zeros((1, 2), np.float32)}
@@ -75,7 +77,7 @@ class Told:
 
 def test_everything_happens_on_one_thread_whoever_asks() -> None:
     told = Told()
-    session = OnOneThread(told)
+    session = OnOneThread(told, OneThread())
     answers: list[Tensors] = []
     callers = [threading.Thread(target=lambda: answers.append(session.run(ROWS))) for _ in range(4)]
 
@@ -93,11 +95,55 @@ def test_everything_happens_on_one_thread_whoever_asks() -> None:
     assert threading.get_ident() not in told.threads
 
 
-def test_its_thread_ends_with_it() -> None:
-    session = OnOneThread(Told())
-    (thread,) = (one for one in threading.enumerate() if one.name == "lane-alone")
+def alone_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lane-alone"]
 
-    session.close()
+
+def test_several_sessions_share_a_thread_which_ends_with_the_last_and_begins_again_with_the_next() -> None:
+    shared, told = OneThread(), [Told(), Told()]
+    sessions = [OnOneThread(one, shared) for one in told]
+    for session in sessions:
+        session.run(ROWS)
+    (thread,) = alone_threads()
+
+    sessions[0].close()
+    sessions[1].run(ROWS)
+    sessions[1].close()
+    thread.join(10)
+    again = OnOneThread(Told(), shared)
+    assert again.run(ROWS) == ROWS
+
+    assert told[0].threads == told[1].threads
+    assert not thread.is_alive()
+    again.close()
+
+
+def test_a_session_that_cannot_be_closed_lets_go_of_the_thread_all_the_same() -> None:
+    class Stubborn(Told):
+        def close(self) -> None:
+            raise RuntimeError("it will not")
+
+    session = OnOneThread(Stubborn(), OneThread())
+    (thread,) = alone_threads()
+
+    with pytest.raises(RuntimeError, match="it will not"):
+        session.close()
     thread.join(10)
 
     assert not thread.is_alive()
+
+
+def test_a_program_runs_with_any_number_of_threads_from_the_same_weights(tmp_path: Path) -> None:
+    (path,) = torch_sources(torch.nn.Linear(4, 3), tmp_path).values()
+    narrow = open_program(path, signature(4, 3), num_threads=1)
+    wide = narrow.with_threads(3)
+    x: Tensors = {"x": np.ones((5, 4), np.float32)}
+
+    answers = [narrow.run(x)["output"], wide.run(x)["output"]]
+    threads = torch.get_num_threads()
+    wide.close()
+
+    assert np.array_equal(answers[0], answers[1])
+    assert threads == 3
+    assert np.array_equal(narrow.run(x)["output"], answers[0])
+    narrow.close()

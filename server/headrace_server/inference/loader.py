@@ -17,6 +17,7 @@ from headrace_server.inference.meters import Meters
 from headrace_server.inference.plans.plan import CPU
 from headrace_server.inference.plans.planner import Planned, Planner
 from headrace_server.inference.plans.sessions import PlannedBackend
+from headrace_server.inference.processors import Processors
 from headrace_server.inference.programs import Program, Programs
 from headrace_server.inference.resident import Resident
 from headrace_server.inference.shared_lanes import LanesOfDevices, SharedLanes, shares_lanes
@@ -52,6 +53,7 @@ class Loader:
         """
         self._lane_sharing = lane_sharing
         self._shared_lanes = LanesOfDevices(lanes_per_device)
+        self._processors = Processors()
         self._serving_of = serving_of
         self._gate = gate
         self._programs = programs
@@ -92,7 +94,7 @@ class Loader:
         """Open the plans of a decision.  It is released when this fails, and when the resident is closed."""
         assert self._planner is not None
         planner, decision = self._planner, planned.decision
-        backend = PlannedBackend(planned)
+        backend = PlannedBackend(planned, processors=self._processors)
         main = decision.plans[-1]
         program = Program(planned.files[main.name].source, planned.digests[main.name], None)
         measured = dataclasses.replace(

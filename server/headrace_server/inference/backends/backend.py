@@ -50,6 +50,15 @@ class SharesWeights(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosesThreads(Protocol):
+    """A session whose runs may have any number of threads, as whoever opened it decides."""
+
+    def with_threads(self, num_threads: int) -> Session:
+        """A session with the same weights, and so many threads a run; closed before this one."""
+        ...
+
+
 class Backend(Protocol):
     """One runtime."""
 

@@ -1,7 +1,7 @@
-"""A session that computes on one thread of its own, whoever asks.
+"""Sessions that compute on one thread, whoever asks and however many sessions there are.
 
-For runs with helpers, which belong to the thread that computes (`torch_threads.py`): lanes that take turns at running
-alone would keep helpers each, in each other's way.  It costs a change of threads: tens of microseconds.
+For runs with helpers, which belong to the thread that computes (`torch_threads.py`): lanes and models that take turns
+at running alone would keep helpers each, in each other's way.  It costs a change of threads: tens of microseconds.
 """
 
 import queue
@@ -15,17 +15,54 @@ from headrace_server.precision import Precision
 from headrace_server.tensors import Tensors
 
 R = TypeVar("R")
-_Work: TypeAlias = Callable[[], None]
+_Works: TypeAlias = "queue.SimpleQueue[Callable[[], None] | None]"
+
+
+class OneThread:
+    """A thread that is there while sessions run on it, and takes its helpers with it.  Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_sessions = 0
+        self._works: _Works = queue.SimpleQueue()  # as many as there are lanes at most
+
+    def join(self) -> None:
+        """Have one more session run here; `leave` when it does not any more."""
+        with self._lock:
+            self._num_sessions += 1
+            if self._num_sessions == 1:
+                self._works = queue.SimpleQueue()
+                # A run that never returns must not keep the process alive.
+                threading.Thread(target=_live, args=(self._works,), name="lane-alone", daemon=True).start()
+
+    def leave(self) -> None:
+        """End a `join`; the last one ends the thread."""
+        with self._lock:
+            self._num_sessions -= 1
+            if self._num_sessions == 0:
+                self._works.put(None)
+
+    def call(self, act: Callable[[], R]) -> R:
+        """Do it there, after whatever was asked for before, and wait for it.  Raises what it raises."""
+        future: Future[R] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(act())
+            except BaseException as error:  # noqa: BLE001 - whoever asked gets it
+                future.set_exception(error)
+
+        self._works.put(work)
+        return future.result()
 
 
 class OnOneThread:
-    """A session whose runs wait for each other.  Any thread may call it; closed once, when nothing runs."""
+    """A session whose runs happen there.  Any thread may call it; closed once, when nothing runs."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, thread: OneThread) -> None:
         self._session = session
-        self._works: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()  # as many as lanes at most
-        # A run that never returns must not keep the process alive.
-        threading.Thread(target=self._live, name="lane-alone", daemon=True).start()
+        self._thread = thread
+        thread.join()
 
     @property
     def device(self) -> str:
@@ -39,27 +76,16 @@ class OnOneThread:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run once.  Raises what the session raises."""
-        return self._there(lambda: self._session.run(inputs))
+        return self._thread.call(lambda: self._session.run(inputs))
 
     def close(self) -> None:
-        """Close the session, and end the thread."""
+        """Close the session; the thread ends with the last."""
         try:
-            self._there(self._session.close)
+            self._thread.call(self._session.close)
         finally:
-            self._works.put(None)
+            self._thread.leave()
 
-    def _there(self, act: Callable[[], R]) -> R:
-        future: Future[R] = Future()
 
-        def work() -> None:
-            try:
-                future.set_result(act())
-            except BaseException as error:  # noqa: BLE001 - whoever asked gets it
-                future.set_exception(error)
-
-        self._works.put(work)
-        return future.result()
-
-    def _live(self) -> None:
-        while (work := self._works.get()) is not None:
-            work()
+def _live(works: _Works) -> None:
+    while (work := works.get()) is not None:
+        work()

@@ -129,6 +129,17 @@ class TorchSession:
         self.device = f"{device.type}:{device.index or 0}" if device.type != "cpu" else "cpu"
         self.precision = precision
 
+    def with_threads(self, num_threads: int) -> "TorchSession":
+        """The same program with so many threads a run; closed before this one, which closes what they share."""
+        assert self._call is not None
+        return TorchSession(
+            self._call,
+            (self._inputs, self._outputs),
+            device=self._device,
+            precision=self.precision,
+            num_threads=num_threads,
+        )
+
     def run(self, inputs: Tensors) -> Tensors:
         """Run once.  Raises DeviceOutOfMemory or what torch raises."""
         torch = self._torch

@@ -1,8 +1,8 @@
 """Sessions of a decision: what a lane runs, whichever plan its batch needs, with as many threads as the load allows.
 
 The programs of a decision are opened once, however many lanes run them; a lane has a view of its own, and on a GPU a
-stream of its own.  A lane that has
-company (calls wait, or another lane runs) uses few threads; one that is alone uses all that help.
+stream of its own.  A lane that has company (calls wait, or another lane runs) uses few threads; one that is alone uses
+all that help; one beside which another model runs uses no helpers.
 """
 
 import threading
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from headrace_server.errors import DeviceOutOfMemory
-from headrace_server.inference.backends.backend import Session, SharesWeights
+from headrace_server.inference.backends.backend import ChoosesThreads, Session, SharesWeights
 from headrace_server.inference.backends.one_thread import OnOneThread
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
@@ -19,6 +19,7 @@ from headrace_server.inference.plans.plan import CPU, Plan, Runtime
 from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.plans.trimming import without_padding
 from headrace_server.inference.plans.trying import batch_of
+from headrace_server.inference.processors import Company, Processors
 from headrace_server.memory import free_device_bytes
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -28,17 +29,22 @@ from headrace_server.tensors import Signature, Tensors
 class PlannedBackend:
     """Opens the plans of a decision; the backend of one resident."""
 
-    def __init__(self, planned: Planned, free_bytes: Callable[[str], int] = free_device_bytes) -> None:
-        """`free_bytes` says what a GPU has left."""
+    def __init__(
+        self,
+        planned: Planned,
+        free_bytes: Callable[[str], int] = free_device_bytes,
+        processors: Processors | None = None,
+    ) -> None:
+        """`free_bytes` says what a GPU has left.  `processors` are shared with other models; None: they are its own."""
         self.planned = planned
         self._free_bytes = free_bytes
+        self._processors = processors or Processors()
         self.num_waiting: Callable[[], int] = lambda: 0
         """How much waits for the resident, from any thread; whoever makes the resident says."""
         self._lock = threading.Lock()
         self._opened: dict[tuple[str, int], Session] = {}
         self._twins: list[Session] = []
         self._num_lanes = 0
-        self._num_running = 0
         main = planned.decision.plans[-1]
         self.name: str = main.runtime.value
         self.format: ArtifactFormat = main.source
@@ -68,14 +74,17 @@ class PlannedBackend:
             session = opened.twin()
             self._twins.append(session)
         else:
-            self._check_room(plan)
-            files, num_runs = self.planned.files[plan.name], self.planned.decision.busy_sessions
-            session = open_plan(plan, files, signature, num_threads=num_threads, num_runs=num_runs)
-            if plan.runtime is Runtime.TORCH and plan.device == CPU and num_threads > 1 and num_runs > 1:
-                session = OnOneThread(session)
-            self._opened[key] = session
+            session = self._opened[key] = self._open(plan, num_threads, signature)
         self._warm_up(session, plan, signature)
         return session
+
+    def _open(self, plan: Plan, num_threads: int, signature: Signature) -> Session:
+        self._check_room(plan)
+        narrow = self._opened.get((plan.name, 1))
+        if narrow is None or not isinstance(narrow, ChoosesThreads):
+            files, num_runs = self.planned.files[plan.name], self.planned.decision.busy_sessions
+            return open_plan(plan, files, signature, num_threads=num_threads, num_runs=num_runs)
+        return OnOneThread(narrow.with_threads(num_threads), self._processors.thread)
 
     def _warm_up(self, session: Session, plan: Plan, signature: Signature) -> None:
         """The first run of each size pays for what is lazy; on a GPU the second one records its graph."""
@@ -101,16 +110,10 @@ class PlannedBackend:
             raise DeviceOutOfMemory(plan.device, missing_bytes=missing_bytes)
 
     @contextmanager
-    def _running(self) -> Iterator[bool]:
-        """Around a run; whether it has company."""
-        with self._lock:
-            self._num_running += 1
-            has_company = self._num_running > 1
-        try:
-            yield has_company or self.num_waiting() > 0
-        finally:
-            with self._lock:
-                self._num_running -= 1
+    def _running(self) -> Iterator[Company]:
+        """Around a run; what company it has."""
+        with self._processors.running(self) as company:
+            yield Company.OWN if company is Company.NONE and self.num_waiting() > 0 else company
 
     def _close(self) -> None:
         with self._lock:
@@ -119,7 +122,7 @@ class PlannedBackend:
     def _leave(self) -> None:
         self._num_lanes -= 1
         if self._num_lanes == 0:
-            sessions = [*self._twins, *self._opened.values()]
+            sessions = [*self._twins, *reversed(self._opened.values())]  # first those that share what others opened
             self._opened, self._twins = {}, []
             for session in sessions:
                 session.close()
@@ -131,10 +134,19 @@ def _powers_of_two(before: int, largest: int) -> list[int]:
 
 
 def thread_counts(decision: Decision, plan: Plan) -> tuple[int, ...]:
-    """With how many threads a plan may be run, few and many."""
+    """With how many threads a plan may be run, ascending; torch may run what it has opened with any number."""
     if plan.device != CPU:
         return (1,)
-    return tuple(sorted({decision.busy_threads, decision.lone_threads}))
+    least = 1 if plan.runtime is Runtime.TORCH else min(decision.busy_threads, decision.lone_threads)
+    return tuple(sorted({least, decision.busy_threads, decision.lone_threads}))
+
+
+def threads_of(decision: Decision, plan: Plan, company: Company) -> int:
+    """With how many threads a plan is run in such company."""
+    counts = thread_counts(decision, plan)
+    if company is Company.OTHERS or plan.device != CPU:
+        return counts[0]
+    return decision.busy_threads if company is Company.OWN else decision.lone_threads
 
 
 class PlannedSession:
@@ -145,7 +157,7 @@ class PlannedSession:
         decision: Decision,
         signature: Signature,
         sessions: dict[tuple[str, int], Session],
-        running: Callable[[], AbstractContextManager[bool]],
+        running: Callable[[], AbstractContextManager[Company]],
         closed: Callable[[], None],
     ) -> None:
         self._decision = decision
@@ -175,9 +187,8 @@ class PlannedSession:
         rows = next((len(array) for array in inputs.values() if array.ndim), 1)
         plan = self._decision.plan_for(rows)
         self.provenance_index = self.variants.index(plan)
-        counts = thread_counts(self._decision, plan)
-        with self._running() as has_company:
-            return self._sessions[plan.name, counts[0] if has_company else counts[-1]].run(inputs)
+        with self._running() as company:
+            return self._sessions[plan.name, threads_of(self._decision, plan, company)].run(inputs)
 
     def close(self) -> None:
         """Let go; the last lane closes the programs."""
