@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+D = TypeVar("D", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,16 @@ class Refusal:
 
 def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     """The reason of a call that was refused, with its metadata; empty where it has none."""
-    info = error_details_pb2.ErrorInfo()
+    return _detail_of(error, error_details_pb2.ErrorInfo())
+
+
+def quota_of(error: grpc.aio.AioRpcError) -> error_details_pb2.QuotaFailure:
+    """What there was not enough of; empty where a refusal does not say."""
+    return _detail_of(error, error_details_pb2.QuotaFailure())
+
+
+def _detail_of(error: grpc.aio.AioRpcError, detail: D) -> D:
     trailing = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b""))
-    any(detail.Unpack(info) for detail in status.details)
-    return info
+    any(packed.Unpack(detail) for packed in status.details)
+    return detail

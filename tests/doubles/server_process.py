@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -62,12 +62,18 @@ class ServerProcess:
         self._reading = asyncio.ensure_future(self._read_log())
 
     @classmethod
-    async def start(cls, data: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> "ServerProcess":
-        """Start a server on free ports, without waiting for anything."""
+    async def start(
+        cls,
+        data: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("headrace_server",),
+    ) -> "ServerProcess":
+        """Start a server on free ports, without waiting for anything; `program` is a module and its first arguments."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "headrace_server",
+            *program,
             "serve",
             "--data",
             str(data),
@@ -164,9 +170,11 @@ def _is_waiting(agent: psutil.Process) -> bool:
 
 
 @asynccontextmanager
-async def running(data: Path, *arguments: str) -> AsyncIterator[tuple[ServerProcess, Callers]]:
+async def running(
+    data: Path, *arguments: str, program: Sequence[str] = ("headrace_server",)
+) -> AsyncIterator[tuple[ServerProcess, Callers]]:
     """An open server and its callers; killed at the end of the block, with whatever it started."""
-    server = await ServerProcess.start(data, *arguments)
+    server = await ServerProcess.start(data, *arguments, program=program)
     try:
         async with await server.opened() as callers:
             yield server, callers
