@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -64,6 +65,10 @@ struct Batch {
   double charged_seconds = 0;  // what its model was charged beforehand
   double assemble_seconds = 0;
   std::vector<Feed> feeds;
+  // Of one that the model's own program has run, and that `LaneGroup::serve` gives back all the same: why it failed, or,
+  // when that is null, outputs that do not have one row for each of its rows.
+  std::exception_ptr failure;
+  std::vector<Output> outputs;
 };
 
 }  // namespace headrace::batching

@@ -21,6 +21,7 @@ Batcher::Batcher(const Limits& limits, bool is_batchable, std::shared_ptr<LaneGr
     : limits_(limits),
       lanes_(std::move(lanes)),
       meters_(std::move(meters)),
+      programs_(lanes_->num_lanes()),
       state_(std::make_unique<State>(limits_, is_batchable, lanes_->num_lanes())) {
   for (std::size_t lane = 0; lane < lanes_->num_lanes(); ++lane) assemblies_.push_back(std::make_unique<Assembly>());
 }
@@ -205,6 +206,10 @@ void Batcher::set_loss(std::shared_ptr<const void> error, std::string outcome) {
 
 void Batcher::set_feed_elements(std::size_t lane, std::vector<std::optional<Element>> elements) {
   assemblies_[lane]->set_elements(std::move(elements));
+}
+
+void Batcher::set_program(std::size_t lane, std::shared_ptr<Program> program) {
+  programs_.at(lane) = std::move(program);
 }
 
 void Batcher::drain() {

@@ -29,6 +29,7 @@
 #include "batching/lane_group.h"
 #include "batching/limits.h"
 #include "batching/meters.h"
+#include "batching/program.h"
 
 namespace headrace::batching {
 
@@ -81,6 +82,9 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
   // `is_convertible` allows are converted.  On the lane's own thread.
   void set_feed_elements(std::size_t lane, std::vector<std::optional<Element>> elements);
 
+  // What runs this model's batches in `LaneGroup::serve`; null: whoever asks for them.  On the lane's own thread.
+  void set_program(std::size_t lane, std::shared_ptr<Program> program);
+
   // From now on nobody waits for company.  Calls are still admitted.
   void drain();
 
@@ -118,6 +122,7 @@ class Batcher : public std::enable_shared_from_this<Batcher> {
   const std::shared_ptr<LaneGroup> lanes_;
   const std::shared_ptr<Meters> meters_;
   std::vector<std::unique_ptr<Assembly>> assemblies_;  // one for each lane
+  std::vector<std::shared_ptr<Program>> programs_;     // of each lane
   std::shared_ptr<const void> loss_;
   std::string loss_outcome_;
   const std::unique_ptr<State> state_;  // guarded by the lock of the group

@@ -17,6 +17,11 @@ constexpr double kTimerSeconds = 0.001;
 // A source may be left alone for so long while its lane runs what came from it.
 constexpr double kSoonSeconds = 0.0002;
 
+bool is_readable(const Batch& batch) {
+  return std::all_of(batch.feeds.begin(), batch.feeds.end(),
+                     [](const Feed& feed) { return feed.element && feed.data != nullptr; });
+}
+
 // What is not known is 0.
 bool is_soon(double seconds) { return seconds > 0 && seconds < kSoonSeconds; }
 
@@ -52,6 +57,27 @@ std::unique_ptr<Batch> LaneGroup::take(std::size_t lane, double timeout_seconds)
       wait(lock, lane, now, wakes_at);
     }
     now = now_holding(lock);
+  }
+  return nullptr;
+}
+
+std::unique_ptr<Batch> LaneGroup::serve(std::size_t lane, double timeout_seconds, const Settle& settle) {
+  while (std::unique_ptr<Batch> batch = take(lane, timeout_seconds)) {
+    const std::shared_ptr<Program> program = batch->batcher->programs_[lane];
+    if (program == nullptr || !is_readable(*batch)) return batch;
+    std::vector<Output> outputs;
+    int variant = 0;
+    const double started_at = now();
+    try {
+      variant = program->run(*batch, outputs);
+    } catch (...) {
+      batch->failure = std::current_exception();
+      return batch;
+    }
+    if (!settle(batch, outputs, now() - started_at, variant)) {
+      batch->outputs = std::move(outputs);
+      return batch;
+    }
   }
   return nullptr;
 }

@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -36,6 +37,14 @@ class LaneGroup final : public Due, public std::enable_shared_from_this<LaneGrou
   // when the group is closed, or when somebody rang for this lane.  The batch goes back through `Batcher::settle` or
   // `Batcher::fail`.
   std::unique_ptr<Batch> take(std::size_t lane, double timeout_seconds = kNever);
+
+  // Gives a batch back through `Batcher::settle`, which it returns.
+  using Settle = std::function<bool(std::unique_ptr<Batch>& batch, const std::vector<Output>& outputs,
+                                    double compute_seconds, int variant)>;
+
+  // The same, but runs the batches of models that have a program here itself.  It returns one of another model, one that
+  // the program cannot read (objects, or elements that do not lie together), or one that it has failed with.
+  std::unique_ptr<Batch> serve(std::size_t lane, double timeout_seconds, const Settle& settle);
 
   // Lets one `take` of this lane return without a batch, the next one if none is waiting now.
   void ring(std::size_t lane);

@@ -85,4 +85,13 @@ py::dtype dtype_of(Element element) {
   return storage.call_once_and_store_result(make_dtypes).get_stored()[static_cast<std::size_t>(element)];
 }
 
+py::array array_over(Element element, const std::vector<std::int64_t>& shape, const void* data,
+                     const py::handle& base) {
+  return py::array(dtype_of(element), std::vector<py::ssize_t>(shape.begin(), shape.end()), data, base);
+}
+
+py::array array_of(const batching::Output& output) {
+  return array_over(*output.element, output.shape, output.data, keeper_of(output.owner));
+}
+
 }  // namespace headrace::bindings

@@ -9,6 +9,7 @@
 #include "bindings/arrays.h"
 #include "bindings/objects.h"
 #include "bindings/parts.h"
+#include "bindings/programs.h"
 
 namespace py = pybind11;
 
@@ -22,16 +23,8 @@ using batching::Output;
 using batching::Part;
 using batching::Refusal;
 
-// Memory that a base object keeps alive, as an array.
 py::array array_over(const Feed& feed, const py::handle& base) {
-  return py::array(dtype_of(*feed.element), std::vector<py::ssize_t>(feed.shape.begin(), feed.shape.end()), feed.data,
-                   base);
-}
-
-template <class T>
-py::capsule keeper_of(std::shared_ptr<T> owner) {
-  return py::capsule(new std::shared_ptr<T>(std::move(owner)),
-                     [](void* held) { delete static_cast<std::shared_ptr<T>*>(held); });
+  return bindings::array_over(*feed.element, feed.shape, feed.data, base);
 }
 
 // What a part of a call from Python has of one of its inputs.
@@ -67,10 +60,16 @@ py::object feed_of(const Batch& batch, std::size_t input) {
       .get_stored()(arrays);
 }
 
-// None when its rows could not be put together; then its calls have been seen to.
+// None when there is nothing to do for it any more: its rows could not be put together, or its model's program has run it
+// and given other rows; then its calls have been seen to.
 py::object face_of(std::unique_ptr<Batch>& batch) {
   const auto batcher = std::static_pointer_cast<PythonBatcher>(batch->batcher->face.lock());
   if (batcher == nullptr) throw std::runtime_error("The batcher has gone.");
+  if (!batch->outputs.empty()) {
+    const std::vector<Output> outputs = std::move(batch->outputs);
+    batcher->fail_for_rows(std::move(batch), outputs);
+    return py::none();
+  }
   try {
     return py::cast(std::make_shared<PythonBatch>(batcher, batch));
   } catch (py::error_already_set& error) {
@@ -79,6 +78,16 @@ py::object face_of(std::unique_ptr<Batch>& batch) {
     batcher->fail(std::move(batch), py::str(error.what()));
   }
   return py::none();
+}
+
+// Without the GIL: the batches of models with a program of their own are run meanwhile.
+std::unique_ptr<Batch> serve(LaneGroup& lanes, std::size_t lane, std::optional<double> timeout_seconds) {
+  const auto settle = [](std::unique_ptr<Batch>& batch, const std::vector<Output>& outputs, double compute_seconds,
+                         int variant) {
+    const Mailbox::Bundle bundle;
+    return batch->batcher->settle(batch, outputs, compute_seconds, variant);
+  };
+  return lanes.serve(lane, timeout_seconds.value_or(batching::kNever), settle);
 }
 
 }  // namespace
@@ -100,6 +109,7 @@ PythonBatch::PythonBatch(std::shared_ptr<PythonBatcher> of, std::unique_ptr<Batc
       assemble_seconds(batch->assemble_seconds) {
   const std::vector<py::object>& keys = batcher->input_keys();
   for (std::size_t i = 0; i < batch->feeds.size(); ++i) inputs[keys[i]] = feed_of(*batch, i);
+  if (batch->failure != nullptr) failure = exception_of(batch->failure);
   core = std::move(batch);
 }
 
@@ -110,6 +120,7 @@ PythonBatcher::PythonBatcher(const std::vector<std::string>& input_names, const 
     : as_failure_(std::move(as_failure)) {
   for (const std::string& name : input_names) input_keys_.emplace_back(py::str(name));
   for (const std::string& name : output_names) output_keys_.emplace_back(py::str(name));
+  output_names_ = std::make_shared<const std::vector<std::string>>(output_names);
 }
 
 std::shared_ptr<PythonBatcher> PythonBatcher::open(const batching::Limits& limits, bool is_batchable,
@@ -134,7 +145,7 @@ PythonBatcher::~PythonBatcher() {
 py::object PythonBatcher::submit(const py::object& inputs, std::size_t nbytes, int priority,
                                  std::optional<double> deadline, py::object future, std::shared_ptr<Mailbox> mailbox) {
   bury_the_dead();
-  auto ticket = std::make_shared<Ticket>(std::move(future), std::move(mailbox), core_->shared_meters());
+  auto ticket = std::make_shared<Ticket>(std::move(future), std::move(mailbox), core_->shared_meters(), output_names_);
   for (const py::object& key : input_keys_) {
     py::object array = inputs[key];
     if (!py::isinstance<py::array>(array)) throw py::type_error("Inputs must be NumPy arrays.");
@@ -211,7 +222,7 @@ void PythonBatcher::settle(PythonBatch& batch, const py::object& outputs, double
     const Mailbox::Bundle bundle;
     is_settled = core_->settle(batch.core, native, compute_seconds, variant);
   }
-  if (!is_settled) fail_for_rows(batch, native);
+  if (!is_settled) fail_for_rows(std::move(batch.core), native);
 }
 
 py::object PythonBatcher::settle_and_take(PythonBatch& batch, const py::object& outputs, double compute_seconds,
@@ -229,7 +240,7 @@ py::object PythonBatcher::settle_and_take(PythonBatch& batch, const py::object& 
       }
       if (is_settled) {
         native.clear();
-        next = lanes.take(batch.lane, timeout_seconds.value_or(batching::kNever));
+        next = serve(lanes, batch.lane, timeout_seconds);
       }
     }
     if (is_settled) {
@@ -238,23 +249,24 @@ py::object PythonBatcher::settle_and_take(PythonBatch& batch, const py::object& 
       py::object face = face_of(next);
       if (!face.is_none()) return face;
     } else {
-      fail_for_rows(batch, native);
+      fail_for_rows(std::move(batch.core), native);
     }
   }
   return take(lanes, batch.lane, timeout_seconds);
 }
 
-void PythonBatcher::fail_for_rows(PythonBatch& batch, const std::vector<Output>& outputs) {
+void PythonBatcher::fail_for_rows(std::unique_ptr<Batch> batch, const std::vector<Output>& outputs) {
   std::string problem;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     const std::vector<std::int64_t>& shape = outputs[i].shape;
-    if (!shape.empty() && shape[0] == batch.rows) continue;
-    const py::list names(held(outputs[i].owner));
-    problem = "output " + py::repr(names[i]).cast<std::string>() + " has shape " +
-              py::repr(py::cast(shape)).cast<std::string>() + " for " + std::to_string(batch.rows) + " rows of input";
+    if (!shape.empty() && shape[0] == batch->rows) continue;
+    const py::object name =
+        is_object(outputs[i].owner) ? py::list(held(outputs[i].owner))[i].cast<py::object>() : output_keys_.at(i);
+    problem = "output " + py::repr(name).cast<std::string>() + " has shape " +
+              py::repr(py::cast(shape)).cast<std::string>() + " for " + std::to_string(batch->rows) + " rows of input";
     break;
   }
-  fail(std::move(batch.core), py::str(problem));
+  fail(std::move(batch), py::str(problem));
 }
 
 void PythonBatcher::fail(std::unique_ptr<Batch> batch, const py::object& problem) {
@@ -283,8 +295,7 @@ py::object take(LaneGroup& lanes, std::size_t lane, std::optional<double> timeou
     std::unique_ptr<Batch> batch;
     {
       const py::gil_scoped_release release;
-      const Mailbox::Bundle bundle;
-      batch = lanes.take(lane, timeout_seconds.value_or(batching::kNever));
+      batch = serve(lanes, lane, timeout_seconds);
     }
     bury_the_dead();
     if (batch == nullptr) return py::none();

@@ -44,6 +44,8 @@ class PythonBatcher : public std::enable_shared_from_this<PythonBatcher> {
   pybind11::object settle_and_take(PythonBatch& batch, const pybind11::object& outputs, double compute_seconds,
                                    int variant, std::optional<double> timeout_seconds);
   void fail(std::unique_ptr<batching::Batch> batch, const pybind11::object& problem);
+  // Fails a batch because these outputs do not have one row for each of its rows.
+  void fail_for_rows(std::unique_ptr<batching::Batch> batch, const std::vector<batching::Output>& outputs);
   void close(pybind11::object why, const std::string& outcome, bool abandon);
   // Puts a notice for this future into the mailbox when no admitted call is without an answer.
   void when_idle(pybind11::object future, std::shared_ptr<Mailbox> mailbox);
@@ -55,10 +57,9 @@ class PythonBatcher : public std::enable_shared_from_this<PythonBatcher> {
   std::vector<batching::Output> outputs_of(const pybind11::object& outputs) const;
   // Fails the batch and returns false when they cannot be read.
   bool read(PythonBatch& batch, const pybind11::object& outputs, std::vector<batching::Output>& result);
-  void fail_for_rows(PythonBatch& batch, const std::vector<batching::Output>& outputs);
-
   std::vector<pybind11::object> input_keys_;
   std::vector<pybind11::object> output_keys_;
+  std::shared_ptr<const std::vector<std::string>> output_names_;
   pybind11::object as_failure_;
   std::shared_ptr<batching::Batcher> core_;
 };
@@ -77,9 +78,12 @@ class PythonBatch {
   std::size_t lane = 0;
   batching::Reason reason = batching::Reason::kIdle;
   double assemble_seconds = 0;
+  // What its model's own program has raised; None when nothing has run it yet.
+  pybind11::object failure = pybind11::none();
 };
 
-// Waits without the GIL, as `LaneGroup::take` does; None when there is nothing to run.
+// Waits, and runs the batches of models that have a program of their own, without the GIL, as `LaneGroup::serve` does;
+// None when there is nothing to run.
 pybind11::object take(batching::LaneGroup& lanes, std::size_t lane, std::optional<double> timeout_seconds);
 
 }  // namespace headrace::bindings

@@ -6,9 +6,11 @@
 #include <array>
 #include <utility>
 
+#include "bindings/arrays.h"
 #include "bindings/batching.h"
 #include "bindings/objects.h"
 #include "bindings/parts.h"
+#include "programs/gated.h"
 
 namespace py = pybind11;
 
@@ -76,13 +78,21 @@ py::dict read(const Meters& meters) {
   return all;
 }
 
+// What the model has returned, or, of a program's outputs, arrays by name.
+py::object outputs_of(const Ticket& ticket, const std::vector<batching::Output>& outputs) {
+  if (!outputs.empty() && is_object(outputs[0].owner)) return held(outputs[0].owner);
+  py::dict arrays;
+  for (std::size_t i = 0; i < outputs.size(); ++i) arrays[py::str(ticket.output_names()->at(i))] = array_of(outputs[i]);
+  return arrays;
+}
+
 // (outputs, first row there, number of rows, whether they are the whole answer), in the order of the call's rows.
 py::list rows_of(const Ticket& ticket) {
   std::vector<Ticket::Rows> rows = ticket.rows();
   std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   py::list faces;
   for (const Ticket::Rows& share : rows) {
-    faces.append(py::make_tuple(held(share.outputs), share.row, share.rows, share.is_whole));
+    faces.append(py::make_tuple(outputs_of(ticket, share.outputs), share.row, share.rows, share.is_whole));
   }
   return faces;
 }
@@ -161,7 +171,8 @@ void bind_lanes(py::module_& module) {
       .def_readonly("calls", &PythonBatch::calls)
       .def_readonly("lane", &PythonBatch::lane)
       .def_property_readonly("reason", [](const PythonBatch& batch) { return name_of(batch.reason); })
-      .def_readonly("assemble_seconds", &PythonBatch::assemble_seconds);
+      .def_readonly("assemble_seconds", &PythonBatch::assemble_seconds)
+      .def_readonly("failure", &PythonBatch::failure);
 }
 
 std::shared_ptr<PythonBatcher> open(std::int64_t max_batch_rows, std::size_t max_batch_bytes,
@@ -182,6 +193,14 @@ void set_input_types(PythonBatcher& batcher, std::size_t lane, const std::vector
     elements.push_back(name ? element_named(*name) : std::nullopt);
   }
   batcher.core()->set_feed_elements(lane, std::move(elements));
+}
+
+void set_program(PythonBatcher& batcher, std::size_t lane, std::shared_ptr<batching::Program> program,
+                 std::shared_ptr<gate::Gate> gate) {
+  if (program != nullptr && gate != nullptr) {
+    program = std::make_shared<programs::Gated>(std::move(program), std::move(gate));
+  }
+  batcher.core()->set_program(lane, std::move(program));
 }
 
 void bind_batcher(py::module_& module) {
@@ -205,6 +224,7 @@ void bind_batcher(py::module_& module) {
            },
            py::arg("batch"), py::arg("problem"))
       .def("set_input_types", &set_input_types, py::arg("lane"), py::arg("types"))
+      .def("set_program", &set_program, py::arg("lane"), py::arg("program"), py::arg("gate") = nullptr)
       .def("run_alone", [](PythonBatcher& batcher) { batcher.core()->run_alone(); })
       .def("drain", [](PythonBatcher& batcher) { batcher.core()->drain(); })
       .def("close", &PythonBatcher::close, py::arg("why"), py::arg("outcome"), py::arg("abandon") = false)

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cmath>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -33,7 +34,7 @@ gate::Gate made(Make make, const std::string& path) {
 }  // namespace
 
 void bind_gate(py::module_& module) {
-  py::class_<gate::Gate>(module, "Gate")
+  py::class_<gate::Gate, std::shared_ptr<gate::Gate>>(module, "Gate")
       .def_static("serve", [](const std::string& path) { return made(gate::Gate::serve, path); }, py::arg("path"))
       .def_static("train", [](const std::string& path) { return made(gate::Gate::train, path); }, py::arg("path"))
       .def("enter", &gate::Gate::enter)

@@ -8,8 +8,9 @@ PYBIND11_MODULE(_native, module) {
   headrace::bindings::bind_refusals(module);
   headrace::bindings::bind_gather(module);
   headrace::bindings::bind_cuda_gather(module);
-  headrace::bindings::bind_batching(module);
   headrace::bindings::bind_gate(module);
+  headrace::bindings::bind_programs(module);
+  headrace::bindings::bind_batching(module);
 #ifdef HEADRACE_DOOR_BUILT
   headrace::bindings::bind_door(module);
   module.attr("door_built") = true;

@@ -34,11 +34,15 @@ void let_go(PyObject* object) {
   yard.is_empty.store(false, std::memory_order_release);
 }
 
+struct LetGo {
+  void operator()(const void* held) const { let_go(static_cast<PyObject*>(const_cast<void*>(held))); }
+};
+
 }  // namespace
 
-std::shared_ptr<const void> hold(py::object object) {
-  return {object.release().ptr(), [](const void* held) { let_go(static_cast<PyObject*>(const_cast<void*>(held))); }};
-}
+std::shared_ptr<const void> hold(py::object object) { return {object.release().ptr(), LetGo()}; }
+
+bool is_object(const std::shared_ptr<const void>& holder) { return std::get_deleter<LetGo>(holder) != nullptr; }
 
 py::object held(const std::shared_ptr<const void>& holder) {
   if (holder == nullptr) return py::none();

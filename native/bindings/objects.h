@@ -10,6 +10,9 @@ namespace headrace::bindings {
 // Keeps an object; the last one to let go need not hold the GIL.
 std::shared_ptr<const void> hold(pybind11::object object);
 
+// Whether this is what `hold` has made; memory may have other owners.
+bool is_object(const std::shared_ptr<const void>& holder);
+
 // What `hold` was given, or None for nothing.
 pybind11::object held(const std::shared_ptr<const void>& holder);
 

@@ -12,6 +12,8 @@ void bind_gather(pybind11::module_& module);
 
 void bind_gate(pybind11::module_& module);
 
+void bind_programs(pybind11::module_& module);
+
 void bind_cuda_gather(pybind11::module_& module);
 
 void bind_batching(pybind11::module_& module);

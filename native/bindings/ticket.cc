@@ -75,8 +75,12 @@ std::vector<std::shared_ptr<Ticket>> Mailbox::empty() {
   return std::exchange(letters_, {});
 }
 
-Ticket::Ticket(py::object future, std::shared_ptr<Mailbox> mailbox, std::shared_ptr<batching::Meters> meters)
-    : future_(std::move(future)), mailbox_(std::move(mailbox)), meters_(std::move(meters)) {}
+Ticket::Ticket(py::object future, std::shared_ptr<Mailbox> mailbox, std::shared_ptr<batching::Meters> meters,
+               Names output_names)
+    : future_(std::move(future)),
+      mailbox_(std::move(mailbox)),
+      meters_(std::move(meters)),
+      output_names_(std::move(output_names)) {}
 
 Ticket::~Ticket() {
   let_go(future_);
@@ -84,8 +88,7 @@ Ticket::~Ticket() {
 }
 
 void Ticket::take(const batching::Share& share) noexcept {
-  const std::shared_ptr<const void> outputs = share.outputs.empty() ? nullptr : share.outputs[0].owner;
-  rows_.push_back({outputs, share.first, share.rows, share.row, share.is_whole});
+  rows_.push_back({share.outputs, share.first, share.rows, share.row, share.is_whole});
 }
 
 void Ticket::answered(const batching::Timing& timing) noexcept {

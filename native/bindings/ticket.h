@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -55,14 +56,17 @@ class Mailbox {
 // Its memory may be let go of by a lane, which does not hold the GIL.
 class Ticket final : public batching::Call, public std::enable_shared_from_this<Ticket> {
  public:
-  // Rows of the outputs of one batch; `outputs` holds the mapping that the model has returned.
+  // Rows of the outputs of one batch.
   struct Rows {
-    std::shared_ptr<const void> outputs;
+    std::vector<batching::Output> outputs;
     std::int64_t first, rows, row;
     bool is_whole;
   };
 
-  Ticket(pybind11::object future, std::shared_ptr<Mailbox> mailbox, std::shared_ptr<batching::Meters> meters);
+  // `output_names` in the order of what a program gives.
+  using Names = std::shared_ptr<const std::vector<std::string>>;
+  Ticket(pybind11::object future, std::shared_ptr<Mailbox> mailbox, std::shared_ptr<batching::Meters> meters,
+         Names output_names = nullptr);
   ~Ticket() override;
 
   void take(const batching::Share& share) noexcept override;
@@ -79,6 +83,7 @@ class Ticket final : public batching::Call, public std::enable_shared_from_this<
 
   // When it has ended.
   const std::vector<Rows>& rows() const { return rows_; }
+  const Names& output_names() const { return output_names_; }
   const batching::Timing& timing() const { return timing_; }
   const std::optional<batching::Refusal>& refusal() const { return refusal_; }
 
@@ -87,6 +92,7 @@ class Ticket final : public batching::Call, public std::enable_shared_from_this<
   std::vector<pybind11::object> arrays_;
   const std::shared_ptr<Mailbox> mailbox_;
   const std::shared_ptr<batching::Meters> meters_;
+  const Names output_names_;
   std::vector<Rows> rows_;
   batching::Timing timing_;
   std::optional<batching::Refusal> refusal_;

@@ -122,6 +122,8 @@ def _onnxruntime(devices: Devices | None) -> Finding:
     import onnx
     import onnxruntime
 
+    from headrace_server.kernels import onnx_programs
+
     # The list of providers names what was built in; only a session tells what works.
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
@@ -139,6 +141,7 @@ def _onnxruntime(devices: Devices | None) -> Finding:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=wanted)
     working = ", ".join(provider.removesuffix("ExecutionProvider") for provider in session.get_providers())
     detail = f"{onnxruntime.__version__} runs on {working}"
+    detail += ", on the CPU without Python" if onnx_programs.can_open() else ", through Python: it has no library"
     if devices is not None and devices.has_gpu and "CUDA" not in working:
         return Finding("onnxruntime", Verdict.WARNING, f"{detail}; install onnxruntime-gpu to use the GPU")
     return Finding("onnxruntime", Verdict.OK, detail)

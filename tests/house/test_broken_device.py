@@ -36,6 +36,7 @@ def lose(self, inputs):
     return run(self, inputs)
 
 OnnxRuntimeSession.run = lose
+OnnxRuntimeSession.program = None  # as on a GPU: every batch comes to `run`
 """
 
 

@@ -10,6 +10,7 @@ import pytest
 from headrace_server.database.database import Database
 from headrace_server.inference.backends.backend import Backend
 from headrace_server.inference.engine import Engine
+from headrace_server.kernels.gate import ServingGate
 from headrace_server.models.registry import Registry
 from headrace_server.models.version import ModelVersion
 from headrace_server.settings import InferenceSettings, ModelSettings
@@ -52,9 +53,9 @@ async def make_engine(
     """Make an engine with these settings; it is closed after the test."""
     engines: list[Engine] = []
 
-    def make(backends: Sequence[Backend] | None = None, **settings: object) -> Engine:
+    def make(backends: Sequence[Backend] | None = None, gate: ServingGate | None = None, **settings: object) -> Engine:
         values = InferenceSettings.model_validate(settings)
-        engines.append(Engine(registry, store, values, metrics, tmp_path / "scratch", backends))
+        engines.append(Engine(registry, store, values, metrics, tmp_path / "scratch", backends, gate=gate))
         return engines[-1]
 
     yield make

@@ -23,10 +23,13 @@ run() { # name of the folder, parts
   done
 }
 
+HEADRACE_ONNXRUNTIME=$("$tools/python" -c "from headrace_server.kernels.onnx_programs import library; print(library()[0])")
+export HEADRACE_ONNXRUNTIME
+
 build address address,undefined
 export UBSAN_OPTIONS=print_stacktrace=1
-run address batching plane door
+run address batching programs plane door
 
 build thread thread
 export TSAN_OPTIONS=halt_on_error=1
-run thread batching plane
+run thread batching programs plane

@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 from headrace_server import _native
+from headrace_server.kernels import onnx_programs
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cpp"
-PARTS = ("batching", "plane", "door")
+PARTS = ("batching", "programs", "plane", "door")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def _run(*command: object) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+def _run(*command: object, **environment: str) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -42,5 +45,8 @@ def programs() -> Path:
 def test_a_part_keeps_what_it_promises(part: str, programs: Path) -> None:
     if part == "door" and not _native.door_built:
         pytest.skip("built without gRPC for C++")
+    library = onnx_programs.library()
+    if part == "programs" and library is None:
+        pytest.skip("ONNX Runtime's package has no library")
     program = programs / f"headrace_tests_{part}"
-    assert "Status: SUCCESS" in _run(program)
+    assert "Status: SUCCESS" in _run(program, HEADRACE_ONNXRUNTIME=str(library[0]) if library else "")

@@ -19,6 +19,7 @@ from headrace_server.errors import HeadraceError, ModelFailed, NoPermit
 from headrace_server.inference.batch import BatchLimits
 from headrace_server.inference.letters import deliver, mailbox_of
 from headrace_server.inference.meters import new_meters
+from headrace_server.kernels.gate import ServingGate
 from headrace_server.tensors import Array, DataType, Tensors
 
 
@@ -144,6 +145,8 @@ class Batcher:
     def take(self, lane: int = 0, timeout: float | None = None) -> _native.Batch | None:
         """Wait for work and return the next batch, assembled; None when closed, or after `timeout` seconds of no work.
 
+        Batches of models with a program of their own are run meanwhile.
+
         The batch must be given back through `settle`, `settle_and_take` or `fail`.
         """
         return self._lanes.take(lane, timeout)
@@ -174,6 +177,14 @@ class Batcher:
     def set_input_types(self, lane: int, types: Mapping[str, DataType]) -> None:
         """What a lane's program takes, where that is not what callers send; FP32, FP16, BF16 and FP64 are converted."""
         self.native.set_input_types(lane, [types.get(name) for name in self._input_names])
+
+    def set_program(self, lane: int, program: _native.Program | None, gate: ServingGate | None = None) -> None:
+        """Let a lane run batches with this, inside the gate, while it waits in `take`, which no longer returns them.
+
+        Except those that hold objects or arrays in strides, and those that the program has failed with (`failure`).
+        On the lane's own thread.
+        """
+        self.native.set_program(lane, program, None if gate is None else gate.native)
 
 
 def _as_failure(model: str, problem: BaseException | str) -> HeadraceError:

@@ -1,5 +1,8 @@
 """A thread that owns one session: it opens it, runs batches on it until the batcher closes, and closes it.
 
+Where the session has a program that runs without Python, the thread stays in `native/batching/lane_group.h` and comes
+back only for what has to be judged or done here.
+
 One session is only ever touched by its own thread: runtimes keep memory for each thread that calls them.  Never awaits,
 and knows nothing of callers.
 """
@@ -13,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from headrace_server import _native
-from headrace_server.inference.backends.backend import DeviceBroken, Session
+from headrace_server.inference.backends.backend import DeviceBroken, HasProgram, Session
 from headrace_server.inference.batcher import Batcher
 from headrace_server.kernels.gate import ServingGate
 
@@ -91,14 +94,21 @@ def _live(
         return
     watcher.has_opened(number, session)
     try:
-        batcher.set_input_types(number, getattr(session, "input_types", {}))
+        prepare(batcher, number, session, gate)
         batch = batcher.take(number)
         while batch is not None:
             batch = run_batch(session, batch, batcher, gate)
     except BaseException as error:  # noqa: BLE001 - callers must be answered, whatever it is
         give_up(batcher, watcher, number, error)
     finally:
-        close_session(session, number)
+        close_session(session, number, batcher)
+
+
+def prepare(batcher: Batcher, number: int, session: Session, gate: ServingGate | None) -> None:
+    """Tell the batcher what the session of a lane takes, and what runs it.  On the lane's thread, before any batch."""
+    batcher.set_input_types(number, getattr(session, "input_types", {}))
+    if isinstance(session, HasProgram):
+        batcher.set_program(number, session.program, gate)
 
 
 def run_batch(
@@ -110,6 +120,9 @@ def run_batch(
     """
     started_at = time.perf_counter()
     try:
+        if batch.failure is not None:  # the session's program has run it
+            assert isinstance(session, HasProgram)
+            raise session.judge(batch.failure)
         if gate is None:
             outputs = session.run(batch.inputs)
         else:
@@ -131,8 +144,9 @@ def give_up(batcher: Batcher, watcher: Watcher, number: int, error: BaseExceptio
     watcher.has_died(number, error)
 
 
-def close_session(session: Session, number: int) -> None:
-    """Close a session; nobody waits for it to succeed."""
+def close_session(session: Session, number: int, batcher: Batcher) -> None:
+    """Close a session, and let go of its program; nobody waits for it to succeed."""
+    batcher.set_program(number, None)
     try:
         session.close()
     except Exception:

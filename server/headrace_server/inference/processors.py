@@ -5,22 +5,21 @@ while another model does, does so with a thread of its own and no helpers, and w
 plans; models that run as they were registered have the threads that the settings say.
 """
 
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum, auto
+from enum import StrEnum
 
+from headrace_server import _native
 from headrace_server.inference.backends.one_thread import OneThread
 
 
-class Company(Enum):
+class Company(StrEnum):
     """What else there is to run on the processors."""
 
-    NONE = auto()
-    OWN = auto()
+    NONE = "none"
+    OWN = "own"
     """More calls of the same model."""
-    OTHERS = auto()
+    OTHERS = "others"
     """Another model, which runs."""
 
 
@@ -30,20 +29,18 @@ class Processors:
     def __init__(self) -> None:
         self.thread = OneThread()
         """Where runs with helpers of torch happen, of all models."""
-        self._lock = threading.Lock()
-        self._running: Counter[object] = Counter()
+        self._native = _native.Processors()
 
-    @contextmanager
-    def running(self, model: object) -> Iterator[Company]:
-        """Around a run of a model; what company it has when it begins."""
-        with self._lock:
-            own = self._running[model]
-            others = self._running.total() - own
-            self._running[model] += 1
-        try:
-            yield Company.OTHERS if others else Company.OWN if own else Company.NONE
-        finally:
-            with self._lock:
-                self._running[model] -= 1
-                if not self._running[model]:
-                    del self._running[model]
+    def runs_of_a_model(self) -> _native.Runs:
+        """What counts the runs of one more model, those without Python too."""
+        return _native.Runs(self._native)
+
+
+@contextmanager
+def running(runs: _native.Runs) -> Iterator[Company]:
+    """Around a run of a model; what company it has when it begins."""
+    company = Company(runs.begin())
+    try:
+        yield company
+    finally:
+        runs.end()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from headrace_server import _native
 from headrace_server.inference.backends.backend import Session
 from headrace_server.inference.batcher import Batcher
-from headrace_server.inference.lane import DeadLaneError, Watcher, close_session, give_up, run_batch
+from headrace_server.inference.lane import DeadLaneError, Watcher, close_session, give_up, prepare, run_batch
 from headrace_server.kernels.gate import ServingGate
 from headrace_server.models.serving import LaneSharing, ServingOptions
 
@@ -66,7 +66,7 @@ class Guest:
             return False
         self._session = session
         self._watcher.has_opened(self.number, session)
-        self.batcher.set_input_types(self.number, getattr(session, "input_types", {}))  # before anything of it runs
+        prepare(self.batcher, self.number, session, self._gate)
         return True
 
     def refuse(self, error: BaseException) -> None:
@@ -88,7 +88,7 @@ class Guest:
         """Close the session."""
         session, self._session = self._session, None
         if session is not None:
-            close_session(session, self.number)
+            close_session(session, self.number, self.batcher)
         self._is_gone.set()
 
 

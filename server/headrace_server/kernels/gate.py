@@ -25,31 +25,32 @@ class ServingGate:
 
         Raises OSError when it cannot be made, or when another process serves with it.
         """
-        self._gate = _native.Gate.serve(str(path))
+        self.native = _native.Gate.serve(str(path))
+        """For who passes without Python."""
 
     def close(self) -> None:
         """Let another process have the gate; nothing may pass any more."""
-        del self._gate
+        del self.native
 
     @contextmanager
     def passing(self) -> Iterator[None]:
         """Hold trainings back while the block runs, and note how long it took."""
         began_at = time.perf_counter()
-        self._gate.enter()
+        self.native.enter()
         try:
             yield
         finally:
-            self._gate.leave(time.perf_counter() - began_at)
+            self.native.leave(time.perf_counter() - began_at)
 
     @property
     def num_passing(self) -> int:
         """How many are inside now."""
-        return self._gate.busy
+        return self.native.busy
 
     @property
     def num_waiting(self) -> int:
         """How many trainings wait now, or were killed while they did."""
-        return self._gate.waiting
+        return self.native.waiting
 
 
 class TrainingGate:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace_server.errors import InvalidModel
+from headrace_server.kernels import onnx_programs
 from headrace_server.precision import Precision
 from headrace_server.storage.file_state import FileState
 from headrace_server.tensors import DataType, Signature, TensorSpec
@@ -129,6 +130,16 @@ def _check(path: Path) -> None:
 
 
 def _build_session(path: Path) -> None:
+    try:
+        if onnx_programs.can_open():
+            onnx_programs.open_program(path, num_threads=1, input_names=[], output_names=[], optimises=False)
+        else:
+            _build_with_package(path)
+    except Exception as error:  # the runtime's errors have no common type below Exception
+        raise InvalidModel(f"ONNX Runtime cannot run it: {_first_line(error)}", format="ONNX") from error
+
+
+def _build_with_package(path: Path) -> None:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -136,10 +147,7 @@ def _build_session(path: Path) -> None:
     options.intra_op_num_threads = 1
     # Only to see whether it can be built: optimising is for the one that will serve.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no common type below Exception
-        raise InvalidModel(f"ONNX Runtime cannot run it: {_first_line(error)}", format="ONNX") from error
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -21,7 +21,7 @@ from headrace_server.inference.plans.opening import PlanFiles
 from headrace_server.inference.plans.plan import Plan, Runtime
 from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.plans.sessions import PlannedBackend, PlannedSession, thread_counts, threads_of
-from headrace_server.inference.processors import Company, Processors
+from headrace_server.inference.processors import Company, Processors, running
 from headrace_server.models.calibration import draw_rows
 from headrace_server.precision import Precision
 from headrace_server.tensors import Tensors
@@ -219,12 +219,12 @@ def test_a_model_beside_which_another_runs_waits_for_nobody_and_the_next_lone_ru
         return PlannedSession(decision, signature(4, 4), sessions, backend._running, helped.close)
 
     one, other = lane(long, CountingSession()), lane(many, few)
-    running = threading.Thread(target=one.run, args=(rows(1),))
-    running.start()
+    at_once = threading.Thread(target=one.run, args=(rows(1),))
+    at_once.start()
     assert long.has_begun.wait(60)
     other.run(rows(2))  # the thread with helpers is taken by the first
     long.may_end.set()
-    running.join(60)
+    at_once.join(60)
     other.run(rows(3))
 
     assert (few.ran, many.ran, long.ran) == ([2], [3], [1])
@@ -235,19 +235,20 @@ def test_a_model_beside_which_another_runs_waits_for_nobody_and_the_next_lone_ru
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=40))
 def test_whoever_begins_is_told_what_runs_already(moves: list[tuple[int, bool]]) -> None:
     processors = Processors()
-    running: list[tuple[int, ExitStack]] = []
+    models = [processors.runs_of_a_model() for _ in range(3)]
+    under_way: list[tuple[int, ExitStack]] = []
     for model, begins in moves:
         if begins:
-            others = [other for other, _ in running]
+            others = [other for other, _ in under_way]
             run = ExitStack()
-            company = run.enter_context(processors.running(model))
+            company = run.enter_context(running(models[model]))
             expected = Company.OWN if others else Company.NONE
             assert company is (Company.OTHERS if set(others) - {model} else expected)
-            running.append((model, run))
-        elif running:
-            running.pop(model % len(running))[1].close()
-    for _, run in running:
+            under_way.append((model, run))
+        elif under_way:
+            under_way.pop(model % len(under_way))[1].close()
+    for _, run in under_way:
         run.close()
 
-    with processors.running("last") as company:
+    with running(processors.runs_of_a_model()) as company:
         assert company is Company.NONE

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from headrace_server import _native
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
 from headrace_server.tensors import Signature, Tensors
@@ -38,6 +39,20 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+        ...
+
+
+@runtime_checkable
+class HasProgram(Protocol):
+    """A session whose batches a lane may run without Python; `run` is for the others."""
+
+    @property
+    def program(self) -> _native.Program | None:
+        """What gives the same outputs, in the order of the signature; None: only `run` will do."""
+        ...
+
+    def judge(self, failure: Exception) -> Exception:
+        """What `run` would have raised, when the program has raised this."""
         ...
 
 

@@ -1,19 +1,23 @@
 """Runs ONNX programs with ONNX Runtime.
 
-Importing this module is cheap; the runtime is imported when the first program is opened.
+On the CPU its library runs them, without Python (`kernels/onnx_programs.py`).  Its Python package is used for what that
+way does not know: other devices, and text; and where there is no library.  It is imported when the first such program
+is opened.
 """
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from headrace_server import _native
 from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.inference.backends.backend import DeviceBroken
 from headrace_server.inference.nicely import run_nicely
+from headrace_server.kernels import onnx_programs
 from headrace_server.models.onnx_signature import ONNX_TYPES, dominant_precision
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -26,6 +30,8 @@ _ERRORS_ONLY = 3
 # kernels that went astray.  Numbers of cudaError_t; the runtime writes "CUDA failure 700: …".
 _STICKY = re.compile(r"CUDA (?:failure|error)[: ]+(214|220|700|702|709|710|714|715|716|717|718|719)\b", re.IGNORECASE)
 CPU_PROVIDER = "CPUExecutionProvider"
+
+T = TypeVar("T")
 
 
 class OnnxRuntimeBackend:
@@ -41,7 +47,7 @@ class OnnxRuntimeBackend:
         self._num_threads = num_threads
         self._providers = list(providers)
 
-    def open(self, path: Path, signature: Signature) -> "OnnxRuntimeSession":
+    def open(self, path: Path, signature: Signature) -> "OnnxRuntimeSession | PackageSession":
         """Read a program.  Raises what ONNX Runtime raises."""
         return open_program(path, signature, num_threads=self._num_threads, providers=self._providers)
 
@@ -53,11 +59,31 @@ def open_program(
     num_threads: int,
     providers: Sequence[str] = (CPU_PROVIDER,),
     precision: Precision | None = None,
-) -> "OnnxRuntimeSession":
+) -> "OnnxRuntimeSession | PackageSession":
     """A program with so many threads for each run.  `precision` is read from its weights unless it is given.
 
     Raises what ONNX Runtime raises.
     """
+    runs_in = precision or dominant_precision(path)
+    has_text = any(spec.data_type is DataType.STRING for spec in (*signature.inputs, *signature.outputs))
+    if [*providers] != [CPU_PROVIDER] or has_text or not onnx_programs.can_open():
+        return open_with_package(path, signature, num_threads=num_threads, providers=providers, precision=runs_in)
+
+    def build() -> _native.OnnxProgram:
+        return onnx_programs.open_program(
+            path,
+            num_threads=num_threads,
+            input_names=[spec.name for spec in signature.inputs],
+            output_names=[spec.name for spec in signature.outputs],
+        )
+
+    return OnnxRuntimeSession(_built(build, num_threads), signature, runs_in)
+
+
+def open_with_package(
+    path: Path, signature: Signature, *, num_threads: int, providers: Sequence[str], precision: Precision
+) -> "PackageSession":
+    """The same with the runtime's Python package, whatever the program is.  Raises what ONNX Runtime raises."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -71,14 +97,55 @@ def open_program(
     def build() -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=asked)
 
+    inner = _built(build, num_threads) if asked == [CPU_PROVIDER] else build()
+    return PackageSession(inner, signature, precision)
+
+
+def _built(build: Callable[[], T], num_threads: int) -> T:
     # Reading and optimising a program takes a core for tenths of a second, which calls need more.  The threads of a
     # session that has some are as nice as the one that builds it: such a one is built where it is used.
-    inner = run_nicely(build) if num_threads == 1 and asked == [CPU_PROVIDER] else build()
-    return OnnxRuntimeSession(inner, signature, precision or dominant_precision(path))
+    return run_nicely(build) if num_threads == 1 else build()
 
 
 class OnnxRuntimeSession:
-    """One opened ONNX program."""
+    """One ONNX program on the CPU.  Lanes run its batches with `program`, without Python."""
+
+    provider = CPU_PROVIDER
+    device = "cpu"
+
+    def __init__(self, program: _native.OnnxProgram, signature: Signature, precision: Precision) -> None:
+        self._program: _native.OnnxProgram | None = program
+        self.precision = precision
+        self._input_names = [spec.name for spec in signature.inputs]
+        self._output_names = [spec.name for spec in signature.outputs]
+
+    @property
+    def program(self) -> _native.OnnxProgram | None:
+        """What runs; None when it is closed."""
+        return self._program
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run once.  Raises DeviceOutOfMemory, or what ONNX Runtime raises."""
+        assert self._program is not None
+        try:
+            outputs = self._program.run([inputs[name] for name in self._input_names])
+        except Exception as error:
+            if (judged := _judged(error, self.device)) is error:
+                raise
+            raise judged from error
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def judge(self, failure: Exception) -> Exception:
+        """What `run` raises when its program has raised this."""
+        return _judged(failure, self.device)
+
+    def close(self) -> None:
+        """Let go of the program, which is freed with its last reference."""
+        self._program = None
+
+
+class PackageSession:
+    """One ONNX program that runs through the runtime's Python package."""
 
     def __init__(self, inner: Any, signature: Signature, precision: Precision) -> None:
         self._inner = inner
@@ -97,11 +164,9 @@ class OnnxRuntimeSession:
                 return self._run_as_bits(inputs)
             outputs = self._inner.run(self._output_names, dict(inputs))
         except Exception as error:
-            if "out of memory" in str(error).lower() or "failed to allocate memory" in str(error).lower():
-                raise DeviceOutOfMemory(self.device) from error
-            if _STICKY.search(str(error)):
-                raise DeviceBroken(self.device, str(error)) from error
-            raise
+            if (judged := _judged(error, self.device)) is error:
+                raise
+            raise judged from error
         return dict(zip(self._output_names, outputs, strict=True))
 
     def close(self) -> None:
@@ -134,3 +199,13 @@ class OnnxRuntimeSession:
 
 def _bits(array: Array, data_type: DataType) -> Array:
     return np.ascontiguousarray(array).view(_AS_BITS[data_type])
+
+
+def _judged(error: Exception, device: str) -> Exception:
+    """Of an error of the runtime: what it means for the device, or itself."""
+    text = str(error)
+    if "out of memory" in text.lower() or "failed to allocate memory" in text.lower():
+        return DeviceOutOfMemory(device)
+    if _STICKY.search(text):
+        return DeviceBroken(device, text)
+    return error

@@ -6,12 +6,13 @@ all that help; one beside which another model runs uses no helpers.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from headrace_server import _native
 from headrace_server.errors import DeviceOutOfMemory
-from headrace_server.inference.backends.backend import ChoosesThreads, Session, SharesWeights
+from headrace_server.inference.backends.backend import ChoosesThreads, HasProgram, Session, SharesWeights
 from headrace_server.inference.backends.one_thread import OnOneThread
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
@@ -19,7 +20,7 @@ from headrace_server.inference.plans.plan import CPU, Plan, Runtime
 from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.plans.trimming import without_padding
 from headrace_server.inference.plans.trying import batch_of
-from headrace_server.inference.processors import Company, Processors
+from headrace_server.inference.processors import Company, Processors, running
 from headrace_server.memory import free_device_bytes
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -39,11 +40,13 @@ class PlannedBackend:
         self.planned = planned
         self._free_bytes = free_bytes
         self._processors = processors or Processors()
+        self._runs = self._processors.runs_of_a_model()
         self.num_waiting: Callable[[], int] = lambda: 0
         """How much waits for the resident, from any thread; whoever makes the resident says."""
         self._lock = threading.Lock()
         self._opened: dict[tuple[str, int], Session] = {}
         self._twins: list[Session] = []
+        self._program: _native.Program | None = None
         self._num_lanes = 0
         main = planned.decision.plans[-1]
         self.name: str = main.runtime.value
@@ -63,7 +66,10 @@ class PlannedBackend:
             except BaseException:
                 self._leave()
                 raise
-        return PlannedSession(decision, signature, sessions, self._running, self._close)
+            if self._program is None and not decision.mask_input:
+                self._program = _program_of(decision, sessions, self._runs)
+            program = self._program
+        return PlannedSession(decision, signature, sessions, self._running, self._close, program)
 
     def _session(self, plan: Plan, num_threads: int, signature: Signature) -> Session:
         key = (plan.name, num_threads)
@@ -112,7 +118,7 @@ class PlannedBackend:
     @contextmanager
     def _running(self) -> Iterator[Company]:
         """Around a run; what company it has."""
-        with self._processors.running(self) as company:
+        with running(self._runs) as company:
             yield Company.OWN if company is Company.NONE and self.num_waiting() > 0 else company
 
     def _close(self) -> None:
@@ -123,9 +129,27 @@ class PlannedBackend:
         self._num_lanes -= 1
         if self._num_lanes == 0:
             sessions = [*self._twins, *reversed(self._opened.values())]  # first those that share what others opened
-            self._opened, self._twins = {}, []
+            self._opened, self._twins, self._program = {}, [], None
             for session in sessions:
                 session.close()
+
+
+def _program_of(
+    decision: Decision, sessions: Mapping[tuple[str, int], Session], runs: _native.Runs
+) -> _native.Program | None:
+    """What runs the plans without Python, for all lanes together; None unless all of them can be run so."""
+    buckets = []
+    for bucket in decision.buckets:
+        programs = []
+        for company in (Company.OTHERS, Company.OWN, Company.NONE):
+            session = sessions[bucket.plan.name, threads_of(decision, bucket.plan, company)]
+            program = session.program if isinstance(session, HasProgram) else None
+            if program is None:
+                return None
+            programs.append(program)
+        beside_others, busy, lone = programs
+        buckets.append((bucket.max_rows, decision.plans.index(bucket.plan), beside_others, busy, lone))
+    return _native.Choice(buckets, runs)
 
 
 def _powers_of_two(before: int, largest: int) -> list[int]:
@@ -159,7 +183,10 @@ class PlannedSession:
         sessions: dict[tuple[str, int], Session],
         running: Callable[[], AbstractContextManager[Company]],
         closed: Callable[[], None],
+        program: _native.Program | None = None,
     ) -> None:
+        """`program` does what `run` does, without Python."""
+        self.program = program
         self._decision = decision
         self._signature = signature
         self._sessions = sessions
@@ -190,7 +217,12 @@ class PlannedSession:
         with self._running() as company:
             return self._sessions[plan.name, threads_of(self._decision, plan, company)].run(inputs)
 
+    def judge(self, failure: Exception) -> Exception:
+        """What `run` raises when the program has raised this; all of it runs on the same device."""
+        sessions = (session for session in self._sessions.values() if isinstance(session, HasProgram))
+        return next(sessions).judge(failure)
+
     def close(self) -> None:
         """Let go; the last lane closes the programs."""
-        self._sessions = {}
+        self._sessions, self.program = {}, None
         self._closed()
