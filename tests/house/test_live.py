@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import numpy as np
@@ -10,6 +11,7 @@ import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from headrace.inference.v1 import inference_service_pb2 as pb
@@ -26,7 +28,7 @@ from headrace_server.trainers.tabular.task import build
 from headrace_server.trainers.task import Material
 from tests.doubles.flowers import flowers, learn_flowers, upload_flowers
 from tests.doubles.refusal import info_of
-from tests.doubles.server_process import Callers, end_processes_of, running
+from tests.doubles.server_process import Callers, ServerProcess, end_processes_of, running
 from tests.doubles.until import until
 from tests.doubles.watcher import Watcher, is_checkpoint
 
@@ -69,6 +71,18 @@ def scores_of_the_network(data: Path, scratch: Path, step: int) -> NDArray[np.fl
     with torch.no_grad():
         scores: NDArray[np.float32] = program.module(*inputs)[0].numpy()
     return scores
+
+
+async def measured(server: ServerProcess) -> list[float]:
+    """How many answers were counted with the steps and with the age of their checkpoint, and the sum of each."""
+    port = (await server.logged("house.open"))["metrics_port"]
+    page = await asyncio.to_thread(lambda: urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode())
+    found = {family.name: family for family in text_string_to_metric_families(page)}
+    return [
+        sum(sample.value for sample in found[name].samples if sample.name == f"{name}_{figure}")
+        for name in ("headrace_snapshot_lag_steps", "headrace_snapshot_age_seconds")
+        for figure in ("count", "sum")
+    ]
 
 
 async def answer_of_step(callers: Callers, name: str, step: int) -> pb.PredictResponse:
@@ -118,6 +132,14 @@ async def test_a_job_answers_from_its_checkpoints_while_it_trains(tmp_path: Path
             np.testing.assert_array_equal(scores_of(by_step), scores_of(held))
             assert held.staleness.steps >= 0
             assert held.staleness.age.ToTimedelta().total_seconds() > 0
+
+            # How far behind answers are is a metric, too, of exactly what they say.
+            before = await measured(server)
+            behind = (await ask(callers, "trainingJobs/j@latest")).staleness
+            after = await measured(server)
+            assert [later - earlier for earlier, later in zip(before, after, strict=True)] == pytest.approx(
+                [1, behind.steps, 1, behind.age.ToTimedelta().total_seconds()], abs=1e-3
+            )
 
             # It trains on, is killed in the middle, and is replaced: callers notice newer steps and nothing else.
             trainer.send_signal(signal.SIGCONT)
