@@ -177,6 +177,9 @@ class InferenceSettings(_Section):
     memory_bytes: int = Field(
         0, ge=0, description="Memory that loaded versions may take together; 0: what the machine has left."
     )
+    copies_bytes: int = Field(
+        4096 * MIB, ge=0, description="Disk for optimised copies of ONNX programs, which load sooner; 0: none is made."
+    )
     cache_bytes: int = Field(64 * MIB, ge=0, description="Answers kept in memory for models whose cache is on.")
     cache_entry_bytes: int = Field(MIB, ge=1, description="Largest answer that is kept.")
     cache_redis_url: str = Field(

@@ -22,6 +22,7 @@ from headrace_server.inference.backends.torch_export import TorchExportBackend
 from headrace_server.inference.batch import BatchLimits
 from headrace_server.inference.cache.opening import open_cache
 from headrace_server.inference.check import check
+from headrace_server.inference.copies import Copies
 from headrace_server.inference.errands import Errands
 from headrace_server.inference.improving import Improving, PlanReport
 from headrace_server.inference.live.jobs import Jobs
@@ -91,6 +92,8 @@ class Engine:
         programs = Programs(store, scratch)
         self._cache = open_cache(settings, metrics)
         self._meters = MetersByVersion()
+        self._errands = Errands()
+        ledger = ledger or Ledger(settings.memory_bytes)
         threads = settings.threads_per_lane
         limits = BatchLimits(
             max_batch_rows=settings.max_batch_rows,
@@ -112,8 +115,8 @@ class Engine:
             gate,
             LaneSharing(settings.lane_sharing),
             settings.lanes_per_device,
+            Copies(scratch / "copies", settings.copies_bytes, self._errands, lambda: ledger.free_for_jobs(0)),
         )
-        self._errands = Errands()
         self._residency = Residency(
             self._open,
             self._loader.close,
@@ -123,7 +126,7 @@ class Engine:
             most_waiting_calls=settings.max_waiting_rows,
             most_waiting_bytes=settings.max_waiting_bytes,
             occupied=metrics.loaded_versions.set,
-            ledger=ledger or Ledger(settings.memory_bytes),
+            ledger=ledger,
             expected_bytes=self._loader.expected_bytes,
         )
         registry.watch_serving(self._serving_changed)

@@ -12,9 +12,11 @@ import structlog
 
 from headrace_server.errors import InvalidSpec, Unsupported, Violation
 from headrace_server.inference.backends.backend import Backend
+from headrace_server.inference.backends.onnxruntime import Copy, OnnxRuntimeBackend
 from headrace_server.inference.batch import BatchLimits
+from headrace_server.inference.copies import Copies
 from headrace_server.inference.meters import Meters
-from headrace_server.inference.plans.plan import CPU
+from headrace_server.inference.plans.plan import CPU, Runtime
 from headrace_server.inference.plans.planner import Planned, Planner
 from headrace_server.inference.plans.sessions import PlannedBackend
 from headrace_server.inference.processors import Processors
@@ -46,11 +48,14 @@ class Loader:
         gate: ServingGate | None = None,
         lane_sharing: LaneSharing = LaneSharing.AUTO,
         lanes_per_device: int = 1,
+        copies: Copies | None = None,
     ) -> None:
         """`backends` in the order of preference; `serving_of` tells the options of a model.
 
-        Every batch passes through `gate`.  `lane_sharing` counts for models whose owner has not said.
+        Every batch passes through `gate`.  `lane_sharing` counts for models whose owner has not said.  What is opened
+        again is opened from `copies`.
         """
+        self._copies = copies
         self._lane_sharing = lane_sharing
         self._shared_lanes = LanesOfDevices(lanes_per_device)
         self._processors = Processors()
@@ -86,14 +91,24 @@ class Loader:
         assert artifact is not None
         limits, lanes = await self._lanes_of(version, self._limits, CPU)
         program = await self._programs.fetch(version, artifact)
+        if isinstance(backend, OnnxRuntimeBackend) and (copy := self._copy_of(program)) is not None:
+            backend = backend.with_copy(copy)
         meters = self._meters_of(version)
         resident = Resident(version, program, backend, limits, meters, died, gate=self._gate, lanes=lanes)
-        return await self._opened(resident, lambda: self._programs.release(program))
+        opened = await self._opened(resident, lambda: self._programs.release(program))
+        if isinstance(backend, OnnxRuntimeBackend) and not isinstance(version, Snapshot):  # those do not come back
+            self._make_copy(program)
+        return opened
 
     async def open_planned(self, version: ModelVersion, planned: Planned, died: Died) -> Resident:
         """Open the plans of a decision.  It is released when this fails, and when the resident is closed."""
         assert self._planner is not None
         planner, decision = self._planner, planned.decision
+        programs = self._programs_of(planned)
+        files = {
+            name: dataclasses.replace(planned.files[name], copy=self._copy_of(programs[name])) for name in programs
+        }
+        planned = dataclasses.replace(planned, files={**planned.files, **files})
         backend = PlannedBackend(planned, processors=self._processors)
         main = decision.plans[-1]
         program = Program(planned.files[main.name].source, planned.digests[main.name], None)
@@ -105,7 +120,10 @@ class Loader:
         meters = self._meters_of(version)
         resident = Resident(version, program, backend, limits, meters, died, planned, self._gate, lanes)
         backend.num_waiting = lambda: resident.batcher.waiting_rows
-        return await self._opened(resident, lambda: planner.release(planned))
+        opened = await self._opened(resident, lambda: planner.release(planned))
+        for each in programs.values():
+            self._make_copy(each)
+        return opened
 
     async def close(self, resident: Resident) -> None:
         """Close a resident, and let go of its files."""
@@ -121,6 +139,22 @@ class Loader:
         """End the lanes that models share; all residents are closed."""
         if not await asyncio.to_thread(self._shared_lanes.close):
             log.warning("inference.shared_lane_stuck")
+
+    def _programs_of(self, planned: Planned) -> dict[str, Program]:
+        """What ONNX Runtime runs of a decision on the CPU, by the name of the plan."""
+        return {
+            plan.name: Program(files.prepared or files.source, planned.digests[plan.name], None)
+            for plan in planned.decision.plans
+            if plan.runtime is Runtime.ONNXRUNTIME and plan.device == CPU
+            for files in (planned.files[plan.name],)
+        }
+
+    def _copy_of(self, program: Program) -> Copy | None:
+        return self._copies.find(program.digest) if self._copies is not None else None
+
+    def _make_copy(self, program: Program) -> None:
+        if self._copies is not None:
+            self._copies.make(program)
 
     async def _lanes_of(
         self, version: ModelVersion, limits: BatchLimits, device: str

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -12,11 +13,12 @@ from headrace_server.inference.batch import BatchLimits
 from headrace_server.inference.batcher import Batcher
 from headrace_server.inference.lane import Lane
 from headrace_server.inference.meters import Meters
+from headrace_server.inference.nicely import run_nicely
 from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.prediction import Provenance
 from headrace_server.inference.programs import Program
 from headrace_server.inference.shared_lanes import Guest, SharedLanes
-from headrace_server.inference.warm_up import warm_up
+from headrace_server.inference.warm_up import gives_way, warm_up
 from headrace_server.kernels.gate import ServingGate
 from headrace_server.models.version import ModelVersion
 
@@ -164,8 +166,9 @@ class Resident:
 
     def _open_session(self) -> Session:
         session = self._backend.open(self.program.path, self.version.signature)
+        warm = partial(warm_up, session, self.version.signature)
         try:
-            if not warm_up(session, self.version.signature):
+            if not (run_nicely(warm) if gives_way(session) else warm()):
                 self._rows_are_independent = False
         except BaseException:
             session.close()

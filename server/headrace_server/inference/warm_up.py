@@ -3,10 +3,18 @@
 import numpy as np
 import structlog
 
-from headrace_server.inference.backends.backend import Session
+from headrace_server.inference.backends.backend import HasProgram, Session
 from headrace_server.tensors import Array, DataType, Signature, Tensors, TensorSpec
 
 log = structlog.get_logger()
+
+
+def gives_way(session: Session) -> bool:
+    """Whether the first runs of a session may be made by a thread that gives way to those that answer calls.
+
+    What runs without Python may: whoever holds its lock must not give way, or all wait for him.
+    """
+    return isinstance(session, HasProgram) and session.program is not None
 
 
 def warm_up(session: Session, signature: Signature) -> bool:

@@ -8,10 +8,13 @@ is opened.
 import ctypes
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import structlog
 
 from headrace_server import _native
 from headrace_server.errors import DeviceOutOfMemory
@@ -33,6 +36,8 @@ CPU_PROVIDER = "CPUExecutionProvider"
 
 T = TypeVar("T")
 
+log = structlog.get_logger()
+
 
 class OnnxRuntimeBackend:
     """ONNX Runtime with a number of threads for each session.
@@ -43,13 +48,29 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     format = ArtifactFormat.ONNX
 
-    def __init__(self, num_threads: int, providers: Sequence[str] = (CPU_PROVIDER,)) -> None:
+    def __init__(
+        self, num_threads: int, providers: Sequence[str] = (CPU_PROVIDER,), copy: "Copy | None" = None
+    ) -> None:
         self._num_threads = num_threads
         self._providers = list(providers)
+        self._copy = copy
+
+    def with_copy(self, copy: "Copy") -> "OnnxRuntimeBackend":
+        """The same for a program of which there is a copy."""
+        return OnnxRuntimeBackend(self._num_threads, self._providers, copy)
 
     def open(self, path: Path, signature: Signature) -> "OnnxRuntimeSession | PackageSession":
         """Read a program.  Raises what ONNX Runtime raises."""
-        return open_program(path, signature, num_threads=self._num_threads, providers=self._providers)
+        return open_program(path, signature, num_threads=self._num_threads, providers=self._providers, copy=self._copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a program that is optimised already."""
+
+    path: Path
+    lost: Callable[[], object]
+    """To be called when it cannot be opened, from any thread."""
 
 
 def open_program(
@@ -59,23 +80,32 @@ def open_program(
     num_threads: int,
     providers: Sequence[str] = (CPU_PROVIDER,),
     precision: Precision | None = None,
+    copy: Copy | None = None,
 ) -> "OnnxRuntimeSession | PackageSession":
     """A program with so many threads for each run.  `precision` is read from its weights unless it is given.
 
-    Raises what ONNX Runtime raises.
+    It is opened from `copy` where that is given and can be opened.  Raises what ONNX Runtime raises.
     """
     runs_in = precision or dominant_precision(path)
     has_text = any(spec.data_type is DataType.STRING for spec in (*signature.inputs, *signature.outputs))
     if [*providers] != [CPU_PROVIDER] or has_text or not onnx_programs.can_open():
         return open_with_package(path, signature, num_threads=num_threads, providers=providers, precision=runs_in)
 
+    opened = partial(
+        onnx_programs.open_program,
+        num_threads=num_threads,
+        input_names=[spec.name for spec in signature.inputs],
+        output_names=[spec.name for spec in signature.outputs],
+    )
+
     def build() -> _native.OnnxProgram:
-        return onnx_programs.open_program(
-            path,
-            num_threads=num_threads,
-            input_names=[spec.name for spec in signature.inputs],
-            output_names=[spec.name for spec in signature.outputs],
-        )
+        if copy is not None:
+            try:
+                return opened(copy.path, optimises=False)
+            except _native.OnnxRuntimeError as error:
+                copy.lost()
+                log.warning("onnxruntime.copy_lost", problem=str(error))
+        return opened(path)
 
     return OnnxRuntimeSession(_built(build, num_threads), signature, runs_in)
 

@@ -22,6 +22,8 @@ class PlanFiles:
     """The registered program."""
     prepared: Path | None = None
     """What was made of it; None for a plan that needs nothing."""
+    copy: onnxruntime.Copy | None = None
+    """Of what ONNX Runtime runs, where there is one."""
 
 
 def open_plan(plan: Plan, files: PlanFiles, signature: Signature, *, num_threads: int, num_runs: int = 1) -> Session:
@@ -35,7 +37,7 @@ def open_plan(plan: Plan, files: PlanFiles, signature: Signature, *, num_threads
         providers = [plan.provider, onnxruntime.CPU_PROVIDER] if plan.provider else [onnxruntime.CPU_PROVIDER]
         path = files.prepared or files.source
         opened = onnxruntime.open_program(
-            path, signature, num_threads=num_threads, providers=providers, precision=plan.precision
+            path, signature, num_threads=num_threads, providers=providers, precision=plan.precision, copy=files.copy
         )
         if opened.provider != providers[0]:
             raise NotHere(f"ONNX Runtime was asked for {providers[0]} and runs on {opened.provider}")

@@ -8,12 +8,14 @@ all that help; one beside which another model runs uses no helpers.
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from headrace_server import _native
 from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.inference.backends.backend import ChoosesThreads, HasProgram, Session, SharesWeights
 from headrace_server.inference.backends.one_thread import OnOneThread
+from headrace_server.inference.nicely import run_nicely
 from headrace_server.inference.plans.choice import Decision
 from headrace_server.inference.plans.opening import open_plan
 from headrace_server.inference.plans.plan import CPU, Plan, Runtime
@@ -21,6 +23,7 @@ from headrace_server.inference.plans.planner import Planned
 from headrace_server.inference.plans.trimming import without_padding
 from headrace_server.inference.plans.trying import batch_of
 from headrace_server.inference.processors import Company, Processors, running
+from headrace_server.inference.warm_up import gives_way
 from headrace_server.memory import free_device_bytes
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
@@ -81,7 +84,8 @@ class PlannedBackend:
             self._twins.append(session)
         else:
             session = self._opened[key] = self._open(plan, num_threads, signature)
-        self._warm_up(session, plan, signature)
+        warm = partial(self._warm_up, session, plan, signature)
+        run_nicely(warm) if num_threads == 1 and gives_way(session) else warm()
         return session
 
     def _open(self, plan: Plan, num_threads: int, signature: Signature) -> Session:
