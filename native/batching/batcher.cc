@@ -127,13 +127,12 @@ bool Batcher::settle(std::unique_ptr<Batch>& batch, const std::vector<Output>& o
   }
   assemblies_[batch->lane]->release(*batch, outputs);
   const double now = lanes_->now();
+  // All that a batch costs its lane, so that predictions hold what callers see.
+  const double seconds = std::max(compute_seconds, now - batch->taken_at);
   Endings endings;
   {
     const std::lock_guard lock(lanes_->mutex_);
     state_->running.erase(batch.get());
-    // All that a batch costs its lane, so that predictions hold what callers see.
-    const double seconds = std::max(compute_seconds, now - batch->taken_at);
-    state_->pace.observe(batch->rows, seconds, now);
     state_->virtual_time += seconds - batch->charged_seconds;
     for (std::size_t i = 0; i < batch->parts.size(); ++i) {
       state_->finish(*batch->parts[i], is_taken[i], *batch, timing, now, endings);
@@ -142,6 +141,10 @@ bool Batcher::settle(std::unique_ptr<Batch>& batch, const std::vector<Output>& o
   }
   meters_->ran(batch->rows, batch->reason, batch->assemble_seconds, compute_seconds);
   endings.tell(*meters_);
+  {
+    const std::lock_guard lock(lanes_->mutex_);  // when they have their answers: nobody waits for what is learned
+    state_->pace.observe(batch->rows, seconds, now);
+  }
   // The last thing: this may be its last owner.
   const std::shared_ptr<Batcher> kept = std::move(batch->batcher);
   batch.reset();

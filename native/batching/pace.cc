@@ -23,10 +23,13 @@ std::size_t bucket_of(std::int64_t rows) {
 
 void Pace::observe(std::int64_t rows, double seconds, double now) {
   if (is_known()) {
-    ratios_.add(seconds / run_seconds(rows));
+    const double expected = run_seconds(rows);
+    ratios_.add(expected > 0 ? seconds / expected : 1);
     overrun_ = std::max(ratios_.quantile(kSure), 1.0);
   }
-  Bucket& bucket = buckets_[std::min(bucket_of(rows), kNumBuckets - 1)];
+  const std::size_t number = std::min(bucket_of(rows), kNumBuckets - 1);
+  num_buckets_ = std::max(num_buckets_, number + 1);
+  Bucket& bucket = buckets_[number];
   const std::size_t place = bucket.num_runs % kRememberedRuns;
   bucket.seconds[place] = seconds;
   bucket.rows[place] = static_cast<double>(std::max<std::int64_t>(rows, 1));
@@ -41,7 +44,8 @@ void Pace::observe(std::int64_t rows, double seconds, double now) {
 void Pace::find_knots(double now) {
   num_knots_ = 0;
   seconds_per_row_ = std::numeric_limits<double>::infinity();
-  for (Bucket& bucket : buckets_) {
+  for (std::size_t i = 0; i < num_buckets_; ++i) {
+    Bucket& bucket = buckets_[i];
     if (bucket.num_runs == 0) continue;
     if (now - bucket.last_at > kRememberedSeconds) {
       bucket.num_runs = 0;

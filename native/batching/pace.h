@@ -59,6 +59,7 @@ class Pace {
   void find_knots(double now);
 
   std::array<Bucket, kNumBuckets> buckets_;
+  std::size_t num_buckets_ = 0;  // up to the largest that was ever used
   std::array<Knot, kNumBuckets> knots_{};
   std::size_t num_knots_ = 0;
   double seconds_per_row_ = 0;
