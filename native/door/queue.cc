@@ -24,6 +24,9 @@ constexpr double kTakenSeconds = 0.00005, kBusySeconds = 0.1;
 // Whether nothing more has come is known when gRPC has found nothing so often: what was begun outside of its polling
 // and was done at once lets the next look return without any.
 constexpr int kLastLooks = 2;
+// A single caller waits for these looks, and they find nothing.  So they are left out once so many requests in a row have
+// come alone: when gRPC had found nothing so often since the one before, and with nothing behind them.
+constexpr int kCompany = 16;
 // A lane that is called looks at no more than so much before it goes.
 constexpr int kMostEvents = 256;
 
@@ -86,8 +89,17 @@ Queue::Seen Queue::see_to_one(double seconds) {
   void* event = nullptr;
   bool ok = false;
   const Seen status = queue_->AsyncNext(&event, &ok, deadline);
-  if (status == grpc::CompletionQueue::GOT_EVENT) static_cast<Event*>(event)->happened(ok);
+  if (status == grpc::CompletionQueue::GOT_EVENT) {
+    static_cast<Event*>(event)->happened(ok);
+  } else {
+    ++num_empty_looks_;
+  }
   return status;
+}
+
+void Queue::has_brought_request() noexcept {
+  if (num_empty_looks_ < kLastLooks) company_ = kCompany;
+  num_empty_looks_ = 0;
 }
 
 Queue::Seen Queue::watch_for_one(const std::atomic<bool>& is_called) {
@@ -137,22 +149,31 @@ bool Queue::attend(const std::atomic<bool>& is_called, double until) noexcept {
   }
   here() = weak_from_this();
   Seat next = Seat::kFree;
-  int num_looks = kLastLooks;
-  for (int num_left = kMostEvents; num_left > 0 && num_looks > 0;) {
-    if (watch_for_one(is_called) == Seen::GOT_EVENT) continue;
+  int num_empty = 0;  // looks in a row
+  for (int num_left = kMostEvents; num_left > 0;) {
+    if (watch_for_one(is_called) == Seen::GOT_EVENT) {
+      num_empty = 0;
+      continue;
+    }
     // Once it is called, only what has come already: calls that came together are run together.
     const bool is_leaving = is_called.load(std::memory_order_relaxed);
-    const double seconds = is_leaving ? 0 : std::clamp(until - steady_seconds(), 0.0, kIdleSeconds);
+    if (is_leaving && (company_ == 0 || num_empty == kLastLooks)) break;
+    const bool is_sleeping = !is_leaving && num_empty == kLastLooks;
+    const double seconds = is_sleeping ? std::clamp(until - steady_seconds(), 0.0, kIdleSeconds) : 0;
     if (see_to_one(seconds) == Seen::GOT_EVENT) {
-      num_looks = kLastLooks;
-      if (is_leaving) --num_left;
-    } else if (is_leaving) {
-      --num_looks;
-    } else {
+      num_empty = 0;
+      if (is_leaving) {
+        company_ = kCompany;
+        --num_left;
+      }
+    } else if (is_sleeping) {
       next = Seat::kThread;
       break;
+    } else {
+      ++num_empty;
     }
   }
+  if (company_ > 0) --company_;
   here().reset();
   give_seat_to(next);
   return true;

@@ -59,6 +59,8 @@ class Queue final : public batching::Source, public std::enable_shared_from_this
   // Whoever begins anything here lives on it, from before the first that is begun until after the last has happened.
   void add();
   void remove();
+  // One more request has come that is to be computed.  On the thread that has the seat.
+  void has_brought_request() noexcept;
 
   void offer() noexcept override;
   bool attend(const std::atomic<bool>& is_called, double until) noexcept override;
@@ -93,6 +95,8 @@ class Queue final : public batching::Source, public std::enable_shared_from_this
   std::thread thread_;
   // Of who has the seat.
   double watches_from_ = 0;
+  std::int64_t num_empty_looks_ = 0;  // since the last request
+  int company_ = 0;                   // while it is not zero, requests are likely to come with others
   // The thread's own.
   std::thread::id thread_id_;
   bool is_offered_ = false;

@@ -102,6 +102,7 @@ class Streaming final : public Reactor, public plane::Stream {
     } else if (ok) {
       const plane::Bytes message = bytes_of(received_);
       received_.Clear();
+      queue().has_brought_request();
       conversation_->has_read(message);
     } else {
       conversation_->has_read(std::nullopt);

@@ -52,6 +52,7 @@ class Answering final : public Reactor, public plane::Responder {
     // Who leaves before his message has come has sent none; nothing may be passed on then.
     if (!ok) return Finish({grpc::StatusCode::CANCELLED, "the caller left before the request had come"});
     if (const plane::Status* refusal = admission_.refusal_of(outcome())) return Finish(refuse(caller_, *refusal));
+    queue().has_brought_request();
     exchange_ = plane_.open(method_, info_of(caller_), *this);
     // It may end before this returns, and the call with it.
     const std::shared_ptr<plane::Exchange> exchange = exchange_;

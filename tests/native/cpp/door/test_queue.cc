@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -36,24 +37,16 @@ class House {
 
   Queue& queue() { return *queue_; }
 
-  // On whatever thread sees to the queue; waits until it is done.
-  std::thread::id happen(std::function<void()> what = [] {}) {
-    Happening happening(*queue_, std::move(what));
-    return happening.wait();
-  }
-
-  // Until the seat is free: its thread goes when calls are run one after another by lanes that will soon be back.
-  void let_thread_go() {
-    happen([this] { queue_->offer(); });
-    happen([this] { queue_->offer(); });
-  }
-
- private:
+  // Something that happens on whatever thread sees to the queue, once it is begun.
   class Happening final : public Event {
    public:
-    Happening(Queue& queue, std::function<void()> what) : queue_(queue), what_(std::move(what)) {
-      queue.add();
-      alarm_.Set(&queue.inner(), gpr_now(GPR_CLOCK_MONOTONIC), static_cast<Event*>(this));
+    Happening(House& house, std::function<void()> what) : queue_(house.queue()), what_(std::move(what)) {}
+    // The queue has it when this returns, unless it is to come later.
+    void begin(std::chrono::milliseconds later = {}) {
+      queue_.add();
+      // A moment ago: gRPC rounds up to milliseconds.
+      const auto moment = later.count() > 0 ? later : std::chrono::milliseconds(-10);
+      alarm_.Set(&queue_.inner(), std::chrono::system_clock::now() + moment, static_cast<Event*>(this));
     }
     void happened(bool) noexcept override {
       what_();
@@ -77,6 +70,20 @@ class House {
     std::thread::id by_;
   };
 
+  // On whatever thread sees to the queue; waits until it is done.
+  std::thread::id happen(std::function<void()> what = [] {}) {
+    Happening happening(*this, std::move(what));
+    happening.begin();
+    return happening.wait();
+  }
+
+  // Until the seat is free: its thread goes when calls are run one after another by lanes that will soon be back.
+  void let_thread_go() {
+    happen([this] { queue_->offer(); });
+    happen([this] { queue_->offer(); });
+  }
+
+ private:
   grpc::ServerBuilder builder_;
   grpc::AsyncGenericService service_;
   std::shared_ptr<Queue> queue_;
@@ -108,6 +115,28 @@ class Lane {
   std::atomic<bool> is_over_{false};
   std::thread thread_;
 };
+
+// Lets a lane sit until a request has come, with something at its heels if there is to be; whether it came to the lane.
+bool brings_request(House& house, std::chrono::milliseconds later, House::Happening* second = nullptr) {
+  house.let_thread_go();
+  std::atomic<bool> is_called{false};
+  House::Happening first(house, [&] {
+    house.queue().has_brought_request();
+    is_called = true;
+    if (second != nullptr) second->begin();
+  });
+  first.begin(later);
+  house.queue().attend(is_called, batching::kNever);
+  return first.wait() == std::this_thread::get_id();
+}
+
+// Whether a lane sees to both before it leaves; nothing when the request did not come to the lane.
+std::optional<bool> takes_both(House& house, std::chrono::milliseconds later) {
+  House::Happening second(house, [] {});
+  const bool has_come = brings_request(house, later, &second);
+  const bool is_both = second.wait() == std::this_thread::get_id();
+  return has_come ? std::optional(is_both) : std::nullopt;
+}
 
 template <class Condition>
 bool comes_true(Condition is_so) {
@@ -149,6 +178,17 @@ TEST_CASE("the thread takes back a seat that is left, at once or after a moment"
   house.let_thread_go();
   house.queue().leave();
   CHECK((house.happen() == own));
+}
+
+TEST_CASE("a lane that is called sees to what has come as well, but not when requests come alone") {
+  House house;
+  const std::chrono::milliseconds kAtOnce{0}, kLater{2};
+  CHECK(comes_true([&] { return takes_both(house, kAtOnce) == true; }));
+  CHECK(comes_true([&] {
+    for (int i = 0; i < 20; ++i) brings_request(house, kLater);
+    return takes_both(house, kLater) == false;
+  }));
+  CHECK(comes_true([&] { return takes_both(house, kAtOnce) == true; }));
 }
 
 TEST_CASE("a lane that is called leaves, and whatever comes happens once, whoever sees to it") {
