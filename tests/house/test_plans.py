@@ -11,6 +11,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from headrace.inference.v1 import inference_service_pb2 as inference_pb
 from headrace.models.v1 import model_pb2, model_service_pb2 as pb, plan_pb2, serving_options_pb2 as serving_pb
 from headrace.type.v1 import tensor_pb2
+from headrace_server.devices import find_devices
 from headrace_server.house import House
 from tests.doubles.onnx_models import mlp
 from tests.doubles.server_process import Callers
@@ -64,6 +65,46 @@ async def test_int8_that_was_asked_for_runs_and_every_answer_says_so(tmp_path: P
             trial.prepared_digest for trial in plan.trials if trial.name in plan.running
         }
         await house.drain()
+
+
+async def test_a_plan_shows_what_was_measured_what_was_chosen_and_why_not(tmp_path: Path) -> None:
+    file = save(mlp((16, 32, 4)), tmp_path / "m.onnx")
+    async with House(settings(tmp_path / "data", models={"serve": {"m": file}})) as house, callers_of(house) as callers:
+        strict = serving_pb.Tolerances(max_relative_error=0, min_cosine=-1, min_agreement=0)
+        request = wish(tensor_pb2.PRECISION_INT8)
+        request.model.serving.precision.tolerances.CopyFrom(strict)
+        await callers.models.UpdateModel(request)
+
+        plan = await chosen(callers)
+
+        registered, *others = plan.trials
+        largest = max(speed.rows for speed in registered.speeds)
+        # The parity certificate: a single row, a usual batch and the largest, whether the plan may run or not.
+        for trial in plan.trials:
+            compared = [difference.rows for difference in trial.differences]
+            assert compared[:2] == [1, 8]
+            assert compared[-1] >= largest
+            assert all(difference.num_nonfinite == 0 for difference in trial.differences)
+        assert [difference.max_absolute for difference in registered.differences] == [0, 0, 0]
+        assert {(one.sessions, one.threads) for one in registered.arrangements} >= {(1, house_cores())}
+        assert others
+        assert all("the relative error is" in trial.refusal and "tolerated is 0" in trial.refusal for trial in others)
+        assert plan.running == [registered.name]
+        assert plan.decision.why.startswith(
+            "none of the other 2 is within the tolerances: onnxruntime-int8-dynamic: the"
+        )
+        assert [bucket.trial for bucket in plan.decision.buckets] == [registered.name]
+        assert 1 <= plan.decision.lone_threads <= house_cores()
+        assert plan.environment["cores"] == str(house_cores())
+        assert plan.row_source == plan_pb2.Plan.ROW_SOURCE_DRAWN
+        assert plan.why_drawn
+        assert plan.measure_duration.ToTimedelta().total_seconds() > 0
+        await house.drain()
+
+
+def house_cores() -> int:
+    """What the server may use of this machine."""
+    return find_devices().num_cores
 
 
 async def test_rows_of_the_wrong_shape_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
