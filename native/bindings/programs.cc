@@ -147,7 +147,11 @@ void bind_programs(py::module_& module) {
       .def(py::init(&open), py::arg("library"), py::arg("path"), py::kw_only(), py::arg("num_threads"),
            py::arg("optimises"), py::arg("input_names"), py::arg("output_names"))
       .def("run", &run, py::arg("inputs"));
-  py::class_<Processors, std::shared_ptr<Processors>>(module, "Processors").def(py::init<>());
+  py::class_<Processors, std::shared_ptr<Processors>>(module, "Processors")
+      .def(py::init([](std::optional<double> memory_seconds) {
+             return memory_seconds ? std::make_shared<Processors>(*memory_seconds) : std::make_shared<Processors>();
+           }),
+           py::arg("memory_seconds") = py::none());
   py::class_<Processors::Runs, std::shared_ptr<Processors::Runs>>(module, "Runs")
       .def(py::init<std::shared_ptr<Processors>>(), py::arg("processors"))
       .def("begin", &begin)

@@ -168,7 +168,7 @@ def alone_threads() -> list[threading.Thread]:
 def test_models_of_one_server_share_the_thread_whose_runs_have_helpers_and_have_no_helpers_besides(
     tmp_path: Path,
 ) -> None:
-    of, processors = signature(512, 3), Processors()
+    of, processors = signature(512, 3), Processors(memory_seconds=0)
     x = {"x": np.ones((64, 512), np.float32)}
     lanes = []
     for name in ("one", "other"):
@@ -209,7 +209,7 @@ def test_a_model_beside_which_another_runs_waits_for_nobody_and_the_next_lone_ru
 ) -> None:
     plan = Plan(runtime=Runtime.TORCH, precision=Precision.FP32)
     decision = replace(planned(0).decision, buckets=(Bucket(8, plan),), lone_threads=2, busy_threads=1)
-    processors = Processors()
+    processors = Processors(memory_seconds=0)
     long, few, many = HeldSession(), CountingSession(), CountingSession()
 
     def lane(wide: Session, narrow: Session) -> PlannedSession:
@@ -234,7 +234,7 @@ def test_a_model_beside_which_another_runs_waits_for_nobody_and_the_next_lone_ru
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=40))
 def test_whoever_begins_is_told_what_runs_already(moves: list[tuple[int, bool]]) -> None:
-    processors = Processors()
+    processors = Processors(memory_seconds=0)
     models = [processors.runs_of_a_model() for _ in range(3)]
     under_way: list[tuple[int, ExitStack]] = []
     for model, begins in moves:

@@ -106,7 +106,7 @@ TEST_CASE("a run uses all threads while it is alone, and few while another runs 
 TEST_CASE("a run beside another model's has a program of its own, whatever waits") {
   const auto beside_others = std::make_shared<Counting>(), busy = std::make_shared<Counting>(),
              lone = std::make_shared<Counting>();
-  const auto processors = std::make_shared<Processors>();
+  const auto processors = std::make_shared<Processors>(0);
   const auto own = std::make_shared<Processors::Runs>(processors), other = std::make_shared<Processors::Runs>(processors);
   Choice choice({{8, 0, beside_others, busy, lone}}, own);
   const Served served;
