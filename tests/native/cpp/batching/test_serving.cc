@@ -1,46 +1,19 @@
 // Models whose batches a lane runs itself.
 #include <atomic>
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
 
-#include "batching/scripted_call.h"
+#include "batching/scripted_program.h"
 
 namespace headrace::batching {
 namespace {
-
-// The model of these tests, which can be told to do something else first.
-class ScriptedProgram final : public Program {
- public:
-  explicit ScriptedProgram(std::function<void(const Batch&)> before = {}, int variant = 0)
-      : before_(std::move(before)), variant_(variant) {}
-
-  int run(const Batch& batch, std::vector<Output>& outputs) override {
-    ++num_runs;
-    if (before_) before_(batch);
-    const auto computed = std::make_shared<const Computed>(batch);
-    outputs = computed->outputs;
-    for (Output& output : outputs) output.owner = computed;
-    return variant_;
-  }
-
-  std::atomic<int> num_runs{0};
-
- private:
-  const std::function<void(const Batch&)> before_;
-  const int variant_;
-};
 
 void refuse_the_thirteenth(const Batch& batch) {
   for (const std::int64_t caller : callers_in(batch)) {
     if (caller == 13) throw std::runtime_error("thirteen");
   }
-}
-
-bool settle(std::unique_ptr<Batch>& batch, const std::vector<Output>& outputs, double seconds, int variant) {
-  return batch->batcher->settle(batch, outputs, seconds, variant);
 }
 
 std::string what(const std::exception_ptr& failure) {

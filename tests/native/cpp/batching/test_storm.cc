@@ -1,9 +1,10 @@
 // Many submitters, leavers and lanes at once: everybody hears once, and gets what is his.
 #include <atomic>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
-#include "batching/scripted_call.h"
+#include "batching/scripted_program.h"
 
 namespace headrace::batching {
 namespace {
@@ -11,12 +12,20 @@ namespace {
 constexpr int kSubmitters = 4;
 constexpr int kCallsEach = 1500;
 
+// Fails now and then.
+std::shared_ptr<Program> program() {
+  const auto num_runs = std::make_shared<std::atomic<int>>(0);
+  return std::make_shared<ScriptedProgram>([num_runs](const Batch&) {
+    if (++*num_runs % 50 == 0) throw std::runtime_error("fiftieth");
+  });
+}
+
 // Computes until the group closes; now and then a batch fails, or is dropped.
 void live(LaneGroup& lanes, std::size_t number) {
   std::mt19937 random(static_cast<unsigned>(number));
-  while (auto batch = lanes.take(number)) {
+  while (auto batch = lanes.serve(number, kNever, settle)) {
     const std::shared_ptr<Batcher> batcher = batch->batcher;
-    if (random() % 50 == 0) {
+    if (batch->failure != nullptr || random() % 50 == 0) {
       batcher->fail(std::move(batch), nullptr, "MODEL_FAILED");
     } else if (random() % 200 == 0) {
       batch.reset();
@@ -73,6 +82,7 @@ TEST_CASE("in a storm of submitters, leavers, deadlines and failures everybody h
                                      std::make_shared<Meters>(std::vector<double>{0.001}, std::vector<double>{1, 8})));
     batchers.back()->set_loss(nullptr, "MODEL_FAILED");
   }
+  for (std::size_t lane = 0; lane < 2; ++lane) batchers[0]->set_program(lane, program());
   std::vector<std::thread> lane_threads, submitters;
   for (std::size_t i = 0; i < 2; ++i) lane_threads.emplace_back([&, i] { live(*lanes, i); });
   Tally tally;
@@ -105,6 +115,9 @@ TEST_CASE("closing in the middle of a storm ends every call") {
     auto batcher = Batcher::open(limits(16), true, lanes,
                                  std::make_shared<Meters>(std::vector<double>{0.001}, std::vector<double>{1, 8}));
     batcher->set_loss(nullptr, "MODEL_FAILED");
+    if (round > 1) {
+      for (std::size_t lane = 0; lane < 2; ++lane) batcher->set_program(lane, program());
+    }
     std::vector<std::thread> threads;
     for (std::size_t i = 0; i < 2; ++i) threads.emplace_back([&, i] { live(*lanes, i); });
     Tally tally;
