@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_without_python.py [--callers 1,8,64] [--seconds 1.5] [--rounds 4]
 
 `mlp` behind the native door under a closed loop, in turn: with the runtime's library, with its Python package (a server
-that is told that there is no library), and a bare echo in gRPC C++.  Memory is what belongs to the server alone after
-the load.  Takes about two minutes as it stands.  Prints Markdown.
+that is told that there is no library), and a bare echo in gRPC C++.  Memory is what is resident after each load.
+
+Takes about two minutes as it stands.  Prints Markdown.
 """
 
 import os
@@ -14,8 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -47,14 +46,13 @@ def no_library() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
 
 
-def load(side: Side, callers: list[int], seconds: float) -> tuple[dict[int, Measured], float]:
-    """A side under each load, and its megabytes."""
+def load(side: Side, callers: list[int], seconds: float) -> dict[int, Measured]:
+    """A side under each load."""
     with tempfile.TemporaryDirectory() as folder, side.start(workload(MODEL), Path(folder)) as endpoint:
         if side is not CPP_ECHO:
             check(endpoint, workload(MODEL))
         under_load(endpoint, callers[0], 0.5)
-        loads = {count: under_load(endpoint, count, seconds, attempts=1) for count in callers}
-        return loads, psutil.Process(endpoint.pid).memory_full_info().uss / 1e6
+        return {count: under_load(endpoint, count, seconds, attempts=1) for count in callers}
 
 
 def main() -> None:
@@ -62,7 +60,6 @@ def main() -> None:
     asked = arguments.parser(__doc__, seconds=1.5, rounds=4).parse_args()
     CPP_ECHO.prepare()
     found: dict[tuple[str, int], list[Measured]] = {}
-    memory: dict[str, list[float]] = {}
     for _ in range(asked.rounds):
         with no_library():
             through = load(headrace.NATIVE, asked.callers, asked.seconds)
@@ -71,8 +68,7 @@ def main() -> None:
             WITHOUT: load(headrace.NATIVE, asked.callers, asked.seconds),
             "C++ echo": load(CPP_ECHO, asked.callers, asked.seconds),
         }
-        for name, (loads, megabytes) in turns.items():
-            memory.setdefault(name, []).append(megabytes)
+        for name, loads in turns.items():
             for count, measured in loads.items():
                 found.setdefault((name, count), []).append(measured)
     print(f"{tables.machine()}\n{asked.rounds} rounds of {asked.seconds:g} s, in turn; medians (extremes)\n")
@@ -83,9 +79,10 @@ def main() -> None:
             [each.p50_ms * 1e3 for each in rounds],
             [each.p99_ms * 1e3 for each in rounds],
             [each.server_us for each in rounds],
+            [each.resident_mib for each in rounds],
         ]
-        lines.append((count, name, *(spread(column) for column in columns), spread(memory[name])))
-    header = ("callers", "side", "answers/s", "p50, us", "p99, us", "processor, us an answer", "MB")
+        lines.append((count, name, *(spread(column) for column in columns)))
+    header = ("callers", "side", "answers/s", "p50, us", "p99, us", "processor, us an answer", "resident, MiB")
     print(tables.rows(header, lines))
 
 
