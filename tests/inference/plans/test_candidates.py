@@ -29,7 +29,7 @@ def test_fp32_means_the_registered_programs_and_nothing_made_of_them() -> None:
 
 def test_a_number_format_is_tried_in_all_its_ways_beside_the_registered_program() -> None:
     assert names(BOTH, Precision.INT8) == [
-        "onnxruntime-fp32", "torch-fp32", "onnxruntime-int8-dynamic", "onnxruntime-int8-static",
+        "onnxruntime-fp32", "torch-fp32", "onnxruntime-int8-dynamic", "onnxruntime-int8-static", "torch-int8-compiled",
     ]  # fmt: skip
     assert names({ArtifactFormat.ONNX}, Precision.BF16) == ["onnxruntime-fp32"]
 

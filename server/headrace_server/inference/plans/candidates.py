@@ -58,6 +58,8 @@ def _all(formats: Collection[ArtifactFormat], means: Means) -> Iterator[Plan]:
 def _torch(device: str, can_compile: bool) -> Iterator[Plan]:
     for form in (Form.PLAIN, Form.COMPILED) if can_compile else (Form.PLAIN,):
         yield Plan(runtime=Runtime.TORCH, precision=Precision.FP32, form=form, device=device)
+        if device == "cpu" and form is Form.COMPILED:
+            yield Plan(runtime=Runtime.TORCH, precision=Precision.INT8, form=form)
         for precision in _SHORT_FLOATS:
             if device == "cpu" and precision is Precision.FP16 and form is Form.COMPILED:
                 continue  # no processor that we know multiplies FP16 faster than FP32: compiling it is time for nothing

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,23 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from headrace_server.inference.plans.difference import measure_difference, why_intolerable
 from headrace_server.inference.plans.ending import die_with_parent
 from headrace_server.inference.plans.plan import CPU, Plan
+from headrace_server.models.calibration import read_rows
 from headrace_server.niceness import be_nice
-from headrace_server.precision import Precision
+from headrace_server.precision import Precision, Tolerances
 from headrace_server.tensors import Signature, TensorSpec
 
 LEAST_PRIORITY = 19
 LAST_WORDS_BYTES = 4000
+SPARED = 0.75
+"""The share of what is tolerated that a plan in INT8 uses while it is made."""
 # Threads are decided by each run, not by the compiler; weights are folded into the layout that is fastest.
 _ON_CPU: dict[str, Any] = {"cpp.dynamic_threads": True, "freezing": True}
+# What is between products of bytes may multiply and add at once; what is long to compute of a row is kept until its
+# range is known, and not computed again.
+_IN_BYTES: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast", "realize_cpu_opcount_threshold": 30}
 # Kernels lie in the library, which so is all there is to a plan.
 _ON_GPU: dict[str, Any] = {"aot_inductor.embed_kernel_binary": True}
 
@@ -49,6 +56,12 @@ class CompileRequest(BaseModel):
     shapes: dict[str, tuple[int, ...]]
     """Of an example of each input, which lengths that are free are taken from; its rows do not matter."""
     target: Path
+    rows: Path | None = None
+    """Calibration rows; a plan in INT8 is made with them."""
+    tolerances: Tolerances = Tolerances()
+    """What a plan in INT8 leaves as it is until it meets them, with something to spare."""
+    search_seconds: float = 60.0
+    """How long it looks for what that is."""
 
 
 def compile_apart(request: CompileRequest, seconds: float) -> None:
@@ -139,9 +152,12 @@ def _compile(request: CompileRequest) -> None:
         program = move_to_device_pass(program, plan.device)
     call_spec = program.call_spec
     short = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(plan.precision)
-    if short is not None:
+    inputs, outputs = order_of(request.source, signature)
+    if plan.precision is Precision.INT8:
+        inner: nn.Module = _quantized(request, program, inputs, outputs)
+    elif short is not None:
         # On a GPU rows are converted while they are gathered there.
-        inner: nn.Module = lower(program, short, keeps_norms=plan.keeps_norms, takes_short=is_on_gpu)
+        inner = lower(program, short, keeps_norms=plan.keeps_norms, takes_short=is_on_gpu)
     else:
         inner = program.module()
 
@@ -157,7 +173,6 @@ def _compile(request: CompileRequest) -> None:
             results, _ = torch.utils._pytree.tree_flatten(self.inner(*args, **keywords))  # noqa: SLF001
             return tuple(results)
 
-    inputs, _ = order_of(request.source, signature)
     example = tuple(_example(request.shapes[spec.name], spec).to(plan.device) for spec in inputs)
     if is_on_gpu and short is not None:
         example = tuple(tensor.to(short) if tensor.dtype is torch.float32 else tensor for tensor in example)
@@ -167,8 +182,44 @@ def _compile(request: CompileRequest) -> None:
     with torch.no_grad():
         exported = torch.export.export(Flat(), example, dynamic_shapes={"inputs": shapes})
         torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - the documented way
-            exported, package_path=str(request.target), inductor_configs=_ON_GPU if is_on_gpu else _ON_CPU
+            exported, package_path=str(request.target), inductor_configs=_options(plan)
         )
+
+
+def _options(plan: Plan) -> dict[str, Any]:
+    if plan.device != CPU:
+        return _ON_GPU
+    return _ON_CPU | _IN_BYTES if plan.precision is Precision.INT8 else _ON_CPU
+
+
+def _quantized(request: CompileRequest, program: Any, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Any:
+    """The program in INT8, within the tolerances on the calibration rows.  Raises CannotQuantize, InvalidModel."""
+    from headrace_server.inference.backends.torch_export import to_numpy, to_torch
+    from headrace_server.inference.backends.torch_quantizing import quantize
+
+    assert request.rows is not None
+    rows = read_rows(request.rows, request.signature).inputs
+    spared = _narrowed(request.tolerances)
+
+    def judge(wanted: Sequence[Any], found: Sequence[Any]) -> str:
+        arrays = (
+            {spec.name: to_numpy(value, spec.data_type) for spec, value in zip(outputs, values, strict=True)}
+            for values in (wanted, found)
+        )
+        return why_intolerable(measure_difference(*arrays, request.signature), None, spared)
+
+    flat = [to_torch(rows[spec.name], spec.data_type) for spec in inputs]
+    return quantize(program, flat, judge, request.search_seconds)
+
+
+def _narrowed(tolerances: Tolerances) -> Tolerances:
+    """Three quarters of them: compiled code adds in another order, which now and then rounds to the next byte."""
+    return tolerances.model_copy(
+        update={
+            "max_relative_error": tolerances.max_relative_error * SPARED,
+            "min_cosine": 1 - (1 - tolerances.min_cosine) * SPARED,
+        }
+    )
 
 
 def _example(shape: tuple[int, ...], spec: TensorSpec) -> Any:

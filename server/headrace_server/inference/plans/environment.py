@@ -13,7 +13,7 @@ from pathlib import Path
 from headrace_server.devices import Devices
 from headrace_server.inference.plans.candidates import Means
 
-REVISION = 4
+REVISION = 5
 """Of how plans are made and measured.  Count it up when old measurements must not be used any more."""
 
 _LIBRARIES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")

@@ -43,7 +43,7 @@ class MeasureJob(_Message):
     plans: tuple[Plan, ...]
     """The registered program in 32 bits first."""
     tolerances: Tolerances
-    """Decide whether a plan has to be rescued by keeping its normalisations in 32 bits."""
+    """Decide what of a plan has to be left in longer numbers to rescue it."""
     known: tuple[Trial, ...] = ()
     """Trials of an earlier process, which died."""
     sizes: tuple[int, ...]
@@ -103,6 +103,7 @@ def main(arguments: list[str]) -> int:
         seconds_per_compilation=job.seconds_per_compilation,
         base={},
         references=_references(rows, job),
+        tolerances=job.tolerances,
     )
     target = next(iter(rows.targets), "")
     is_right = bool(target) and says_classes(bench, target)

@@ -9,6 +9,8 @@ from typing import Any
 
 from headrace_server.inference.plans.compiling import CompileRequest, compile_apart
 from headrace_server.inference.plans.plan import Form, Plan
+from headrace_server.models.calibration import CalibrationRows, can_be_stored, write_rows
+from headrace_server.precision import Precision, Tolerances
 from headrace_server.tensors import Array, Signature, Tensors
 
 _MULTIPLICATIONS = ("MatMul", "Gemm", "Gather", "Attention", "LSTM", "EmbedLayerNormalization")
@@ -21,20 +23,43 @@ class CannotPrepare(Exception):
     """There is nothing in this program that the plan could change."""
 
 
-def prepare(plan: Plan, source: Path, signature: Signature, rows: Tensors, target: Path, seconds: float) -> None:
+def prepare(
+    plan: Plan,
+    source: Path,
+    signature: Signature,
+    rows: Tensors,
+    target: Path,
+    seconds: float,
+    tolerances: Tolerances = Tolerances(),  # noqa: B008 - a value
+) -> None:
     """Make the file of a plan.  `rows` are calibration rows.  Compiling may take so many seconds.
+
+    A plan that can leave parts as they are leaves as many as it takes to be within the `tolerances`.
 
     Raises CannotPrepare, CannotCompile, or what the tools raise.
     """
     if plan.form is Form.COMPILED:
         shapes = _example_shapes(rows, signature)
         request = CompileRequest(plan=plan, source=source, signature=signature, shapes=shapes, target=target)
+        if plan.precision is Precision.INT8:
+            kept = {"rows": _stored(rows, signature, target), "tolerances": tolerances, "search_seconds": seconds / 4}
+            request = request.model_copy(update=kept)
         compile_apart(request, seconds)
     elif plan.form is Form.STATIC:
         _quantize_static(source, rows, signature, target)
     else:
         assert plan.form is Form.DYNAMIC
         _quantize_dynamic(source, target)
+
+
+def _stored(rows: Tensors, signature: Signature, target: Path) -> Path:
+    """Some rows in a file beside the target."""
+    if not can_be_stored(signature):
+        raise CannotPrepare("its rows are of types that cannot be handed on")
+    path = target.with_suffix(".rows.safetensors")
+    count = _MOST_CALIBRATION_ROWS if signature.is_batchable else None
+    write_rows(CalibrationRows({name: array[:count] if array.ndim else array for name, array in rows.items()}), path)
+    return path
 
 
 def _quantize_dynamic(source: Path, target: Path) -> None:

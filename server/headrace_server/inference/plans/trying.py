@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import file_digest
 from pathlib import Path
@@ -24,6 +24,7 @@ from headrace_server.inference.plans.trimming import find_mask
 from headrace_server.memory import taken_bytes
 from headrace_server.models.calibration import CalibrationRows
 from headrace_server.models.version import ArtifactFormat
+from headrace_server.precision import Tolerances
 from headrace_server.tensors import Array, Signature, Tensors
 
 HOPELESS = 4.0
@@ -58,6 +59,8 @@ class Bench:
     references: dict[int, Tensors]
     """What every plan is compared with, by rows; filled before the first trial where the trained network's answers are
     at hand, and else by the first trial itself."""
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    """What plans are made to keep to, where they can be."""
 
 
 def try_plan(plan: Plan, bench: Bench) -> Trial:
@@ -68,7 +71,8 @@ def try_plan(plan: Plan, bench: Bench) -> Trial:
         files = PlanFiles(bench.sources[plan.source])
         if plan.prepared_file is not None:
             target = bench.folder / plan.prepared_file
-            prepare(plan, files.source, bench.signature, bench.rows.inputs, target, bench.seconds_per_compilation)
+            seconds, rows = bench.seconds_per_compilation, bench.rows.inputs
+            prepare(plan, files.source, bench.signature, rows, target, seconds, bench.tolerances)
             files = PlanFiles(files.source, target)
             prepared = describe_file(target)
         prepare_seconds = time.perf_counter() - started_at
