@@ -26,7 +26,7 @@ from headrace_server.inference.plans.plan import CPU, Plan
 from headrace_server.models.calibration import read_rows
 from headrace_server.niceness import be_nice
 from headrace_server.precision import Precision, Tolerances
-from headrace_server.tensors import Signature, TensorSpec
+from headrace_server.tensors import Array, Signature, TensorSpec
 
 LEAST_PRIORITY = 19
 LAST_WORDS_BYTES = 4000
@@ -201,12 +201,11 @@ def _quantized(request: CompileRequest, program: Any, inputs: list[TensorSpec], 
     rows = read_rows(request.rows, request.signature).inputs
     spared = _narrowed(request.tolerances)
 
+    def named(values: Sequence[Any]) -> dict[str, Array]:
+        return {spec.name: to_numpy(value, spec.data_type) for spec, value in zip(outputs, values, strict=True)}
+
     def judge(wanted: Sequence[Any], found: Sequence[Any]) -> str:
-        arrays = (
-            {spec.name: to_numpy(value, spec.data_type) for spec, value in zip(outputs, values, strict=True)}
-            for values in (wanted, found)
-        )
-        return why_intolerable(measure_difference(*arrays, request.signature), None, spared)
+        return why_intolerable(measure_difference(named(wanted), named(found), request.signature), None, spared)
 
     flat = [to_torch(rows[spec.name], spec.data_type) for spec in inputs]
     return quantize(program, flat, judge, request.search_seconds)
