@@ -96,20 +96,25 @@ struct Village {
 };
 
 TEST_CASE("a lane runs what it has read itself") {
-  Village village;
-  const auto read = call(7);
-  std::thread::id reader;
-  village.well->bring([&] {
-    reader = std::this_thread::get_id();
-    REQUIRE_FALSE(village.batcher->submit(read));
-  });
+  bool has_stayed = false;
+  // Where the machine is busy, a small run may seem so long that the lane says it will be away.
+  for (int tries = 0; tries < 100 && !has_stayed; ++tries) {
+    Village village;
+    const auto read = call(7);
+    std::thread::id reader;
+    village.well->bring([&] {
+      reader = std::this_thread::get_id();
+      REQUIRE_FALSE(village.batcher->submit(read));
+    });
 
-  village.let_lane_attend();
+    village.let_lane_attend();
 
-  REQUIRE(read->has_ended_within(60));
-  CHECK(read->has_its_answer());
-  CHECK((reader == village.lane.get_id()));
-  CHECK(village.well->num_left == 0);
+    REQUIRE(read->has_ended_within(60));
+    CHECK(read->has_its_answer());
+    CHECK((reader == village.lane.get_id()));
+    has_stayed = village.well->num_left == 0;
+  }
+  CHECK(has_stayed);
 }
 
 TEST_CASE("a lane that attends is rung for by those who come another way, and goes when it is sent home") {
