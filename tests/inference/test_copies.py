@@ -139,9 +139,29 @@ async def test_a_copy_that_could_not_be_opened_is_not_offered_again(make_copies:
     assert found is not None
 
     found.lost()
+    after = copies.find(large.digest)
     await made(copies, large)
 
-    assert copies.find(large.digest) is None
+    assert (after, copies.find(large.digest)) == (None, None)
+    assert not [*(tmp_path / "copies").iterdir()]
+
+
+async def test_a_program_that_leaves_while_it_is_copied_is_copied_when_it_comes_back(
+    make_copies: MakeCopies, tmp_path: Path
+) -> None:
+    back = tmp_path / "back"
+    leave = f"os.path.exists({str(back)!r}) or (os.remove(sys.argv[1]), sys.exit('gone'))"
+    script = f"import os, sys; {leave}; {OPENED}"
+    copies, large = make_copies(script=script), program(tmp_path)
+    await made(copies, large)
+    before = copies.find(large.digest)
+
+    program(tmp_path)
+    back.touch()
+    await made(copies, large)
+
+    assert before is None
+    assert copies.find(large.digest) is not None
 
 
 @pytest.mark.parametrize("make", [lambda: mlp((16, 32, 4)), masked_mean])

@@ -66,11 +66,16 @@ class Copies:
 
     def find(self, digest: str) -> Copy | None:
         """The copy of the program with this digest."""
-        path, _ = self._copies.get(digest, (None, 0))
-        if path is None or digest in self._lost:
+        if digest not in self._copies:
+            return None
+        if digest in self._lost:
+            self._lost.discard(digest)
+            self._refuse(digest)
+            path, _ = self._copies.pop(digest)
+            self._errands.start(asyncio.to_thread(shutil.rmtree, path.parent, ignore_errors=True))
             return None
         self._copies.move_to_end(digest)
-        return Copy(path, lambda: self._lost.add(digest))
+        return Copy(self._copies[digest][0], lambda: self._lost.add(digest))
 
     def make(self, program: Program) -> None:
         """Make a copy in the background, of a program that is open; harmless when there is one, or can be none."""
@@ -100,7 +105,8 @@ class Copies:
             self._under_way.discard(program.digest)
             if program.digest not in self._copies:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        if problem:
+        has_left = not await asyncio.to_thread(program.path.exists)
+        if problem and not has_left:
             log.warning("inference.not_copied", program=program.digest, problem=problem)
             self._refuse(program.digest)
 
