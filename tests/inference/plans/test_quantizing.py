@@ -84,6 +84,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_transformer_in_int8_is_within_the_tolerances_for_any_number_of_rows(tried: Bench) -> None:
     trial = try_plan(INT8, tried)
 
@@ -102,6 +104,7 @@ def test_a_transformer_in_int8_is_within_the_tolerances_for_any_number_of_rows(t
     session.close()
 
 
+@pytest.mark.timeout(300)
 def test_a_tighter_tolerance_refuses_it_before_anything_is_compiled(tried: Bench) -> None:
     strict = Bench(**{
         **{name: getattr(tried, name) for name in Bench.__slots__},
@@ -122,6 +125,8 @@ def test_a_damaged_file_is_not_opened(tried: Bench) -> None:
         open_plan(INT8, PlanFiles(tried.sources[ArtifactFormat.TORCH_EXPORT], damaged), tried.signature, num_threads=1)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_a_version_comes_to_it_and_again_when_its_file_was_damaged(
     make_engine: MakeEngine, registry: Registry, store: LocalBlobStore, tmp_path: Path
 ) -> None:
