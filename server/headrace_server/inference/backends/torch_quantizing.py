@@ -189,7 +189,8 @@ def _by_loss(
     losses: dict[int, float] = {}
     for index, one in rounded.items():
         if one is not None and time.monotonic() < until:
-            found = _run(_rewritten(program, rounded, set(rounded) - {index}), inputs)
+            # In 32 bits all around it: others in BF16 would lose more than most products do.
+            found = _run(_rewritten(program, rounded, set(rounded) - {index}, shortens=False), inputs)
             losses[index] = _distance(wanted, found) / one.numbers.numel()
     return sorted(set(rounded) - set(never), key=lambda index: losses.get(index, -1.0), reverse=True)
 
@@ -202,14 +203,17 @@ def _distance(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return total
 
 
-def _rewritten(program: ExportedProgram, rounded: dict[int, Rounded | None], kept: Collection[int]) -> GraphModule:
+def _rewritten(
+    program: ExportedProgram, rounded: dict[int, Rounded | None], kept: Collection[int], *, shortens: bool = True
+) -> GraphModule:
+    """With `shortens`, products that are kept are in BF16 where the processor has instructions for it."""
     module = program.module()
     assert isinstance(module, GraphModule)
     for index, product in enumerate(_find(module)):
         weights = rounded[index]
         if weights is not None and index not in kept:
             _Rewriting(module, product, index).replace(weights)
-        elif torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001 - there is no other way to ask
+        elif shortens and torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001 - there is no other way to ask
             _Rewriting(module, product, index).shorten()
     for node in list(module.graph.nodes):
         if node.target is _aten.gelu.default and node.kwargs.get("approximate", "none") == "none":
