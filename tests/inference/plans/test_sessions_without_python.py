@@ -74,4 +74,7 @@ async def test_each_batch_runs_the_plan_of_its_size_says_so_and_answers_what_pyt
     ids=["a plan of torch", "padding that is cut"],
 )
 def test_what_needs_python_for_one_batch_goes_through_it_with_all(tmp_path: Path, decision: Decision) -> None:
-    assert opened(tmp_path, decision).program is None
+    session = opened(tmp_path, decision)
+
+    assert session.program is None
+    session.close()

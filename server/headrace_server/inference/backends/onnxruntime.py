@@ -19,11 +19,13 @@ import structlog
 from headrace_server import _native
 from headrace_server.errors import DeviceOutOfMemory
 from headrace_server.inference.backends.backend import DeviceBroken
+from headrace_server.inference.backends.shared_programs import SharedPrograms
 from headrace_server.inference.nicely import run_nicely
 from headrace_server.kernels import onnx_programs
 from headrace_server.models.onnx_signature import ONNX_TYPES, dominant_precision
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision
+from headrace_server.storage.file_state import FileState
 from headrace_server.tensors import Array, DataType, Signature, Tensors
 
 # NumPy has no such types of its own: they cross the border as their bits, with the type of the ONNX specification.
@@ -35,6 +37,9 @@ _STICKY = re.compile(r"CUDA (?:failure|error)[: ]+(214|220|700|702|709|710|714|7
 CPU_PROVIDER = "CPUExecutionProvider"
 
 T = TypeVar("T")
+
+shared = SharedPrograms()
+"""Those of the process: lanes of a version, and a registered program that is also a plan, are in memory once."""
 
 log = structlog.get_logger()
 
@@ -107,7 +112,13 @@ def open_program(
                 log.warning("onnxruntime.copy_lost", problem=str(error))
         return opened(path)
 
-    return OnnxRuntimeSession(_built(build, num_threads), signature, runs_in)
+    program = _opened(path, num_threads, lambda: _built(build, num_threads))
+    return OnnxRuntimeSession(program, signature, runs_in)
+
+
+def _opened(path: Path, num_threads: int, build: Callable[[], _native.OnnxProgram]) -> _native.OnnxProgram:
+    # Runs with one thread of their own do not meet in a program; those with helpers would wait for each other's.
+    return shared.open(FileState.of(path), build) if num_threads == 1 and path.exists() else build()
 
 
 def open_with_package(
