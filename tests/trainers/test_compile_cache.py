@@ -75,6 +75,19 @@ def test_what_was_not_read_for_longest_makes_room(tmp_path: Path) -> None:
     assert names(tmp_path) == {"used", "new"}
 
 
+def test_looking_at_a_file_is_no_use_of_it(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    write(tmp_path, one=b"1")
+    path = tmp_path / "inductor" / "deeper" / "one"
+    long_ago = path.stat().st_mtime - 100_000
+    os.utime(path, (long_ago, path.stat().st_mtime))
+
+    first.close()
+    opened(tmp_path)
+
+    assert path.stat().st_atime == long_ago
+
+
 def test_nobody_cleans_up_while_another_compiles(tmp_path: Path) -> None:
     busy = opened(tmp_path)
     write(tmp_path, working=b"1")

@@ -239,34 +239,6 @@ async def test_a_prepared_file_that_is_damaged_or_lost_is_made_again(
     assert (await again.predict(M, rows())).provenance.precision is Precision.INT8
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_a_compiled_library_that_is_damaged_is_compiled_again(
-    make_engine: MakeEngine, registry: Registry, both: ModelVersion, store: LocalBlobStore
-) -> None:
-    await ask_for(registry, Precision.BF16)
-    engine = make_engine(can_compile=True)
-    await engine.load(M)
-    await until(lambda: "compiled" in "".join(running(engine, both)), 240)
-    await settled(engine, both)
-    before = (await engine.predict(M, rows(3))).outputs
-    await engine.close()
-    libraries = [key for key in await store.list("plans/") if key.endswith("-compiled.pt2")]
-    for key in libraries:
-        await store.put_bytes(key, b"not a library")
-
-    again = make_engine(can_compile=True)
-    first = await again.predict(M, rows())
-    await until(lambda: "compiled" in "".join(running(again, both)), 240)
-
-    assert libraries
-    assert first.provenance.precision is Precision.FP32  # answered at once, whatever the shelf holds
-    after = (await again.predict(M, rows(3))).outputs
-    assert all(np.allclose(after[name], before[name], atol=0.05) for name in before)
-    for key in await store.list("plans/"):
-        assert (await store.get_bytes(key)) != b"not a library"
-
-
 async def test_a_plan_that_kills_the_measuring_process_is_refused_and_the_others_are_tried(
     make_engine: MakeEngine, registry: Registry, version: ModelVersion
 ) -> None:
