@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from headrace_server.errors import IllegalTransition, InvalidSpec, JobNotFound
 from headrace_server.names import JobName
 from headrace_server.training.job import Job
-from headrace_server.training.session import Outcome, TrainerEnded
+from headrace_server.training.recording import record
+from headrace_server.training.session import Outcome, TrainerEnded, WorkerReport
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker, finish
 from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
@@ -171,6 +173,25 @@ async def test_a_worker_that_is_only_starting_is_killed(tmp_path: Path) -> None:
 
         assert over.state is JobState.CANCELLED
         assert not house.launcher.newest(job.id).is_alive
+
+
+async def test_a_worker_whose_last_word_is_kept_and_was_never_heard_is_not_waited_for(tmp_path: Path) -> None:
+    async def never(worker: ScriptedWorker) -> None:
+        worker.fall_silent()
+        await asyncio.sleep(60)
+
+    async with training_house(tmp_path, never) as house:
+        job = await house.start()
+        await until(lambda: len(house.launcher.workers) == 1)
+        last_word = WorkerReport(1, datetime.now(UTC), TrainerEnded(Outcome.DIED, signal="SIGKILL", num_killed=2))
+        # As when its connection is cut after that was written down, and before its supervisor was told.
+        await house.desk._jobs.amend(job.id, lambda amendment: record(amendment, 1, [last_word]))
+
+        await house.desk.cancel(job.name, kill=True, reason="")
+        async with asyncio.timeout(30):
+            over = await house.over(job)
+
+        assert over.state is JobState.CANCELLED
 
 
 async def test_a_worker_that_finishes_while_it_is_cancelled_is_not_registered(tmp_path: Path) -> None:

@@ -316,11 +316,15 @@ class Supervisor:
             num_killed = await self._means.workers.remove(self._job, watch.attempt)
             silence = replace(silence, num_killed=num_killed)
 
-        def conclude(amendment: Amendment) -> None:
-            if amendment.attempt.ended is None:  # else it has come back and said how it ended: that counts
+        def conclude(amendment: Amendment) -> tuple[Job, TrainerEnded | None]:
+            if amendment.attempt.ended is None:
                 conclude_silence(amendment, silence, is_leaving=self._is_leaving)
+            return amendment.job, amendment.attempt.ended
 
-        return await self._means.jobs.change(self._job, conclude)
+        after, ended = await self._means.jobs.amend(self._job, conclude)
+        if ended is not None:  # it had said how it ended, and was cut off before this process knew: that counts
+            watch.note_end(ended)
+        return after
 
     async def _fail_internally(self, attempt: Attempt) -> None:
         async with self.deciding:
