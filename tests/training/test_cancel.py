@@ -34,6 +34,12 @@ async def ignore(worker: ScriptedWorker) -> None:
     await asyncio.sleep(60)
 
 
+async def never(worker: ScriptedWorker) -> None:
+    """Live, and never say a word."""
+    worker.fall_silent()
+    await asyncio.sleep(60)
+
+
 async def test_a_graceful_cancel_lets_the_worker_save_and_end(tmp_path: Path) -> None:
     async with training_house(tmp_path, obey) as house:
         job = await _running(house)
@@ -160,10 +166,6 @@ async def test_a_job_whose_old_worker_is_still_being_removed_is_cancelled_after_
 
 
 async def test_a_worker_that_is_only_starting_is_killed(tmp_path: Path) -> None:
-    async def never(worker: ScriptedWorker) -> None:
-        worker.fall_silent()
-        await asyncio.sleep(60)
-
     async with training_house(tmp_path, never) as house:
         job = await house.start()
         await house.reached(job, JobState.PREPARING)
@@ -176,10 +178,6 @@ async def test_a_worker_that_is_only_starting_is_killed(tmp_path: Path) -> None:
 
 
 async def test_a_worker_whose_last_word_is_kept_and_was_never_heard_is_not_waited_for(tmp_path: Path) -> None:
-    async def never(worker: ScriptedWorker) -> None:
-        worker.fall_silent()
-        await asyncio.sleep(60)
-
     async with training_house(tmp_path, never) as house:
         job = await house.start()
         await until(lambda: len(house.launcher.workers) == 1)
