@@ -19,6 +19,7 @@ from headrace_server.worker.outbox import Outbox
 from headrace_server.worker.persistence import Persistence
 from headrace_server.worker.publisher import Publisher, Shelf
 from headrace_server.worker.spool import Spool
+from tests.doubles.given_clock import GivenClock
 from tests.doubles.moody_store import MoodyStore
 
 PREFIX = "checkpoints/j/"
@@ -44,7 +45,9 @@ async def outbox(tmp_path: Path) -> AsyncIterator[Outbox]:
 
 @pytest.fixture
 def materials(store: MoodyStore, outbox: Outbox, tmp_path: Path) -> Materials:
-    return Materials(store, tmp_path / "workspace", outbox, Persistence(0.3, 0.02, 0.05))
+    clock = GivenClock()
+    persistence = Persistence(60, clock=clock.monotonic, sleep=clock.sleep)
+    return Materials(store, tmp_path / "workspace", outbox, persistence)
 
 
 Save = Callable[[int, bool], Coroutine[Any, Any, str]]
@@ -61,7 +64,7 @@ def save(store: MoodyStore, outbox: Outbox, tmp_path: Path) -> Save:
         publisher = Publisher(store, Shelf(tmp_path / "trainer", PREFIX, "exports/j/1/"), CheckpointPolicy(), outbox)
         task = asyncio.create_task(publisher.run())
         publisher.publish(CheckpointWritten(folder=str(folder), step=step, is_best=is_best))
-        await asyncio.wait_for(publisher.wait_until_idle(), 5)
+        await asyncio.wait_for(publisher.wait_until_idle(), 60)
         task.cancel()
         await asyncio.wait([task])
         return (await list_checkpoints(store, PREFIX))[0].manifest_key
