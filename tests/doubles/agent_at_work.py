@@ -1,7 +1,7 @@
 """An agent at work on an attempt that follows a script, and what can be seen of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ async def attempt(tmp_path: Path, socket: Path, script: Sequence[Any], **changes
 
 
 async def work(
-    tmp_path: Path, socket: Path, script: Sequence[Any], **changes: Any
+    tmp_path: Path, socket: Path, script: Sequence[Any], ways: Mapping[str, Any] | None = None, **changes: Any
 ) -> tuple[TrainerEnded, WorkerServer]:
-    """Let an agent make an attempt with a server that only keeps."""
+    """Let an agent make an attempt with a server that only keeps; `changes` are those of the assignment."""
     server = WorkerServer()
     made = await attempt(tmp_path, socket, script, **changes)
-    async with serving(server, socket), working(made.agent()) as task:
-        assert await asyncio.wait_for(task, 30)
+    async with serving(server, socket), working(made.agent(**(ways or {}))) as task:
+        assert await asyncio.wait_for(task, 60)
         return await server.ended(), server
 
 
@@ -62,6 +62,11 @@ def children_of(server: WorkerServer) -> list[int]:
 
 def is_training(server: WorkerServer) -> bool:
     return PhaseChanged(phase="training") in server.ledger.contents and server.beats[-1] > 0
+
+
+def has_child(server: WorkerServer) -> bool:
+    """Whether it trains and has told of a child; the two come through different pipes, in any order."""
+    return is_training(server) and bool(children_of(server))
 
 
 def runs(pid: int) -> bool:

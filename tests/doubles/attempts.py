@@ -17,15 +17,13 @@ from headrace_server.worker.persistence import Persistence
 
 TRAINER = Path(__file__).with_name("scripted_trainer.py")
 DATA = b"a,b\n1,2\n"
-QUICK = Ways(
+WAYS = Ways(
     trainer_command=(sys.executable, "-S", str(TRAINER)),
-    exit_seconds=1,
-    leave_grace_seconds=5,
-    farewell_seconds=2,
-    fetching=Persistence(total_seconds=1, first_wait_seconds=0.05),
-    publishing=Persistence(total_seconds=5, first_wait_seconds=0.05, longest_wait_seconds=0.1),
+    fetching=Persistence(first_wait_seconds=0.05, longest_wait_seconds=0.1),
+    publishing=Persistence(first_wait_seconds=0.05, longest_wait_seconds=0.1),
     patience=Patience(first_redial_seconds=0.01, longest_redial_seconds=0.1),
 )
+"""Quick to try again, and as patient as an agent is: what is to run out in a test, it shortens itself."""
 
 
 class Attempt:
@@ -66,4 +64,4 @@ class Attempt:
 
     def agent(self, store: Any = None, **changes: Any) -> Agent:
         """An agent in this process."""
-        return Agent(self.assignment, self.folder, store or self.store, replace(QUICK, **changes))
+        return Agent(self.assignment, self.folder, store or self.store, replace(WAYS, **changes))

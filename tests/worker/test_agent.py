@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -152,7 +153,7 @@ async def test_children_that_outlive_the_trainer_are_ended_and_counted(tmp_path:
 
 
 async def test_a_trainer_that_lingers_after_its_last_word_is_ended(tmp_path: Path, socket: Path) -> None:
-    end, _ = await work(tmp_path, socket, [["export"], FINISHED, ["sleep", 600]])
+    end, _ = await work(tmp_path, socket, [["export"], FINISHED, ["sleep", 600]], {"exit_seconds": 0.5})
 
     assert (end.outcome, end.signal, end.num_killed) == (Outcome.FINISHED, "SIGKILL", 1)
 
@@ -172,7 +173,7 @@ async def test_the_trainer_sees_the_verified_data(tmp_path: Path, socket: Path) 
 
 
 @pytest.mark.parametrize("change", [{"dataset_digest": "sha256:" + "0" * 64}, {"dataset_key": "datasets/gone"}])
-async def test_damaged_or_missing_data_fails_the_job(tmp_path: Path, socket: Path, change: dict[str, str]) -> None:
+async def test_damaged_or_missing_data_fails_the_job(tmp_path: Path, socket: Path, change: dict[str, Any]) -> None:
     end, _ = await work(tmp_path, socket, [FINISHED], **change)
 
     assert (end.outcome, end.error) == (Outcome.FAILED, "InvalidDataset")
@@ -183,7 +184,7 @@ async def test_a_trainer_that_cannot_be_started_has_died_of_that(tmp_path: Path,
     server = WorkerServer()
     made = await attempt(tmp_path, socket, [])
     async with serving(server, socket), working(made.agent(trainer_command=("/no/such/program",))) as task:
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
     assert server.ledger.end is not None
     assert server.ledger.end.outcome == Outcome.DIED
@@ -214,7 +215,7 @@ async def test_memory_is_blamed_when_the_kernels_counter_grew(tmp_path: Path, so
     server = WorkerServer()
     made = await attempt(tmp_path, socket, [TRAINING, ["signal", signal.SIGKILL]])
     async with serving(server, socket), working(made.agent(counters=Counters(int(grows)))) as task:
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
     assert server.ledger.end is not None
     assert server.ledger.end.out_of_memory is grows
@@ -224,7 +225,7 @@ async def test_memory_is_not_blamed_for_a_training_that_went_well(tmp_path: Path
     server = WorkerServer()
     made = await attempt(tmp_path, socket, [["export"], FINISHED])
     async with serving(server, socket), working(made.agent(counters=Counters(1))) as task:
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
     assert server.ledger.end == TrainerEnded(Outcome.FINISHED, exit_code=0)
 

@@ -17,6 +17,7 @@ from tests.doubles.agent_at_work import (
     TRAINING,
     attempt,
     children_of,
+    has_child,
     is_training,
     runs,
     step,
@@ -36,7 +37,7 @@ async def test_a_graceful_stop_ends_with_a_checkpoint(tmp_path: Path, socket: Pa
         await server.until(is_training)
 
         server.stop_worker(kill=False, grace_seconds=20)
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
     assert [saved.step for saved in server.ledger.of(CheckpointSaved)] == [5]
     assert server.ledger.end == TrainerEnded(Outcome.STOPPED, exit_code=0)
@@ -46,10 +47,10 @@ async def test_a_trainer_that_ignores_a_stop_is_killed_when_the_grace_is_over(tm
     server = WorkerServer()
     made = await attempt(tmp_path, socket, [["spawn", "session"], TRAINING, ["ignore_stop"]])
     async with serving(server, socket), working(made.agent()) as task:
-        await server.until(is_training)
+        await server.until(has_child)
 
         server.stop_worker(kill=False, grace_seconds=0.3)
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
     end = server.ledger.end
     assert end is not None
@@ -65,7 +66,7 @@ async def test_a_kill_may_follow_a_graceful_stop(tmp_path: Path, socket: Path) -
 
         server.stop_worker(kill=False, grace_seconds=600)
         server.stop_worker(kill=True)
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
     assert server.ledger.end is not None
     assert server.ledger.end.outcome == Outcome.STOPPED
@@ -79,7 +80,7 @@ async def test_leaving_ends_with_a_checkpoint_like_a_stop(tmp_path: Path, socket
         await server.until(is_training)
 
         agent.leave()
-        assert await asyncio.wait_for(task, 10)
+        assert await asyncio.wait_for(task, 60)
 
     assert server.ledger.end == TrainerEnded(Outcome.STOPPED, exit_code=0)
 
@@ -89,12 +90,12 @@ async def test_a_dismissed_agent_kills_its_trainer_at_once(tmp_path: Path, socke
     server = WorkerServer()
     made = await attempt(tmp_path, socket, [["spawn", "session"], TRAINING, ["ignore_stop"]])
     async with serving(server, socket), working(made.agent()) as task:
-        await server.until(is_training)
+        await server.until(has_child)
         trainer = server.beats[-1]
         assert runs(trainer)
 
         await server.abort(code, "no more")
-        assert not await asyncio.wait_for(task, 10)
+        assert not await asyncio.wait_for(task, 60)
 
     assert not psutil.pid_exists(trainer)
     assert not any(psutil.pid_exists(child) for child in children_of(server))
@@ -106,7 +107,7 @@ async def test_without_a_server_for_long_the_trainer_ends_with_a_checkpoint(tmp_
     made = await attempt(tmp_path, socket, script, detached_seconds=0.5)
 
     async with working(made.agent(farewell_seconds=0.2)) as task:
-        is_kept = await asyncio.wait_for(task, 20)
+        is_kept = await asyncio.wait_for(task, 60)
 
     assert not is_kept
     assert [key for key in await made.store.list("checkpoints/j/") if key.endswith("manifest.json")]
@@ -120,8 +121,11 @@ async def test_a_server_that_restarts_all_the_time_misses_nothing(tmp_path: Path
     async with working(made.agent()) as task:
         while not task.done():
             server = WorkerServer(ledger)
+            num_kept = len(ledger.reports)
             async with serving(server, socket):
                 await asyncio.wait([task], timeout=0.25)
+                # However slow the machine is, each server gets something done.
+                await until(lambda num_kept=num_kept: task.done() or len(ledger.reports) > num_kept)  # type: ignore[misc]
         assert task.result()
 
     assert [report.step for report in ledger.of(StepCompleted)] == list(range(1, 60))
@@ -141,7 +145,7 @@ async def test_a_connection_lost_at_every_report_loses_none(tmp_path: Path, sock
     server.hang_up_after = hang_up
     made = await attempt(tmp_path, socket, [step(1), ["checkpoint", 1, True], step(2), ["export"], FINISHED])
     async with serving(server, socket), working(made.agent()) as task:
-        assert await asyncio.wait_for(task, 30)
+        assert await asyncio.wait_for(task, 60)
 
     assert [report.step for report in server.ledger.of(StepCompleted)] == [1, 2]
     assert isinstance(server.ledger.contents[-1], TrainerEnded)
@@ -156,7 +160,7 @@ async def test_the_end_waits_for_a_server_that_is_away(tmp_path: Path, socket: P
 
         server = WorkerServer()
         async with serving(server, socket):
-            assert await asyncio.wait_for(task, 20)
+            assert await asyncio.wait_for(task, 60)
 
     assert server.ledger.end is not None
     assert server.ledger.end.outcome == Outcome.FINISHED
@@ -167,7 +171,7 @@ async def test_a_cancelled_agent_leaves_no_process(tmp_path: Path, socket: Path)
     made = await attempt(tmp_path, socket, [["spawn", "hidden"], TRAINING, ["ignore_stop"]])
     async with serving(server, socket):
         async with working(made.agent()):
-            await server.until(is_training)
+            await server.until(has_child)
 
         assert not any(psutil.pid_exists(child) for child in [server.beats[-1], *children_of(server)])
 
@@ -181,7 +185,7 @@ async def test_a_kill_does_not_wait_for_a_slow_store(tmp_path: Path, socket: Pat
         await server.until(is_training)
 
         server.stop_worker(kill=True)
-        assert await asyncio.wait_for(task, 5)
+        assert await asyncio.wait_for(task, 60)
 
     assert server.ledger.end is not None
     assert server.ledger.end.outcome == Outcome.STOPPED
@@ -195,9 +199,12 @@ async def test_a_stopped_agent_waits_only_so_long_for_a_slow_store(tmp_path: Pat
     store.may_put.clear()
     async with serving(server, socket), working(made.agent(store, publish_grace_seconds=0.3)) as task:
         await server.until(is_training)
+        trainer = server.beats[-1]
 
-        server.stop_worker(kill=False, grace_seconds=0.5)
-        assert await asyncio.wait_for(task, 5)
+        server.stop_worker(kill=False, grace_seconds=60)
+        await until(lambda: not runs(trainer))
+        server.stop_worker(kill=False, grace_seconds=0.1)
+        assert await asyncio.wait_for(task, 50)
 
     assert server.ledger.end == TrainerEnded(Outcome.STOPPED, exit_code=0)
 
@@ -216,6 +223,6 @@ async def test_a_stop_while_data_are_fetched_is_obeyed_at_once(
         await server.until(lambda server: PhaseChanged(phase="fetching_data") in server.ledger.contents)
 
         server.stop_worker(kill=False, grace_seconds=600)
-        assert await asyncio.wait_for(task, 5)
+        assert await asyncio.wait_for(task, 60)
 
     assert server.ledger.end == TrainerEnded(Outcome.STOPPED)

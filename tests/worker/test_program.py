@@ -13,19 +13,18 @@ import psutil
 import pytest
 
 from headrace_server.launchers.process import AGENT_LOG_FILE, TRAINER_PID_FILE, ProcessLauncher
-from headrace_server.launchers.processes import AGENT_PID_FILE, is_alive
+from headrace_server.launchers.processes import AGENT_PID_FILE
 from headrace_server.storage.local import LocalBlobStore
 from headrace_server.trainers.recipe import Epochs, Recipe
 from headrace_server.trainers.reports import PhaseChanged, StepCompleted
 from headrace_server.training.assignment import PublishedExport
-from headrace_server.training.events import CheckpointSaved, LogLine
+from headrace_server.training.events import CheckpointSaved
 from headrace_server.training.session import Exported, Outcome
+from tests.doubles.agent_at_work import STOPPED, TRAINING, children_of, has_child, is_training, runs
 from tests.doubles.attempts import TRAINER, Attempt
 from tests.doubles.until import until
 from tests.doubles.worker_server import Ledger, WorkerServer, serving
 
-TRAINING = ["report", {"kind": "phase_changed", "phase": "training"}]
-STOPPED = ["report", {"kind": "stopped"}]
 ROWS = "\n".join(["a,b,label", *(f"{n % 7},{n % 5},{'yes' if n % 2 else 'no'}" for n in range(400))]).encode()
 
 
@@ -43,19 +42,8 @@ def launcher(tmp_path: Path) -> ProcessLauncher:
     return ProcessLauncher((sys.executable, str(program)))
 
 
-def runs(pid: int) -> bool:
-    try:
-        return is_alive(psutil.Process(pid))
-    except psutil.NoSuchProcess:
-        return False
-
-
 def recorded(folder: Path, name: str) -> int:
     return int(json.loads((folder / name).read_text())["pid"])
-
-
-def is_training(server: WorkerServer) -> bool:
-    return PhaseChanged(phase="training") in server.ledger.contents and server.beats[-1] > 0
 
 
 async def launched(tmp_path: Path, socket: Path, launcher: ProcessLauncher, script: Sequence[Any]) -> Attempt:
@@ -70,7 +58,7 @@ async def test_an_agent_does_its_work_and_goes(tmp_path: Path, socket: Path, lau
     async with serving(server, socket):
         attempt = await launched(tmp_path, socket, launcher, [TRAINING, ["export"], ["report", {"kind": "finished"}]])
 
-        end = await server.ended(30)
+        end = await server.ended(60)
         agent = recorded(attempt.folder, AGENT_PID_FILE)
         await until(lambda: not psutil.pid_exists(agent))
 
@@ -90,7 +78,7 @@ async def test_an_agent_whose_own_log_cannot_be_written_does_its_work(
         (folder / AGENT_LOG_FILE).symlink_to("/dev/full")
         await launched(tmp_path, socket, launcher, [TRAINING, ["export"], ["report", {"kind": "finished"}]])
 
-        assert (await server.ended(30)).outcome is Outcome.FINISHED
+        assert (await server.ended(60)).outcome is Outcome.FINISHED
 
 
 async def test_the_trainer_of_a_killed_agent_dies_with_it(
@@ -99,9 +87,9 @@ async def test_the_trainer_of_a_killed_agent_dies_with_it(
     server = WorkerServer()
     async with serving(server, socket):
         attempt = await launched(tmp_path, socket, launcher, [["spawn", "session"], TRAINING, ["ignore_stop"]])
-        await server.until(is_training, 30)
+        await server.until(has_child, 60)
         trainer = server.beats[-1]
-        (child,) = [int(line.text.split()[1]) for line in server.ledger.of(LogLine)]
+        (child,) = children_of(server)
         assert runs(trainer)
         assert runs(child)
 
@@ -119,8 +107,8 @@ async def test_the_launcher_kills_an_agent_at_work_with_everything_below(
     server = WorkerServer()
     async with serving(server, socket):
         attempt = await launched(tmp_path, socket, launcher, [["spawn", "hidden"], TRAINING, ["ignore_stop"]])
-        await server.until(is_training, 30)
-        pids = [server.beats[-1], *(int(line.text.split()[1]) for line in server.ledger.of(LogLine))]
+        await server.until(has_child, 60)
+        pids = [server.beats[-1], *children_of(server)]
 
         num_killed = await launcher.kill("trainingJobs/j", 1, attempt.folder, server.beats[-1])
 
@@ -135,10 +123,10 @@ async def test_a_terminated_agent_leaves_with_a_checkpoint(
     async with serving(server, socket):
         script = [TRAINING, ["wait_stop"], ["checkpoint", 4, True], STOPPED]
         attempt = await launched(tmp_path, socket, launcher, script)
-        await server.until(is_training, 30)
+        await server.until(is_training, 60)
 
         os.kill(recorded(attempt.folder, AGENT_PID_FILE), signal.SIGTERM)
-        end = await server.ended()
+        end = await server.ended(60)
 
     assert end.outcome == Outcome.STOPPED
     assert [saved.step for saved in server.ledger.of(CheckpointSaved)] == [4]
@@ -250,7 +238,7 @@ async def test_two_attempts_in_a_row_do_not_find_each_others_processes(
     server = WorkerServer()
     async with serving(server, socket):
         attempt = await launched(tmp_path, socket, launcher, [TRAINING, ["ignore_stop"]])
-        await server.until(is_training, 30)
+        await server.until(is_training, 60)
         other = tmp_path / "other"
         other.mkdir()
 

@@ -72,7 +72,9 @@ async def test_what_others_say_of_a_rank_that_is_gone_is_not_why_the_job_ended(t
 
 
 async def test_a_rank_that_says_why_it_failed_is_believed(tmp_path: Path, socket: Path) -> None:
-    ended, _ = await work(tmp_path, socket, [on(1, FAILED, ["exit", 3]), ["sleep", 600]], num_ranks=2)
+    script = [on(1, FAILED, ["exit", 3]), ["sleep", 600]]
+
+    ended, _ = await work(tmp_path, socket, script, {"exit_seconds": 0.5}, num_ranks=2)
 
     assert (ended.outcome, ended.error) == (Outcome.FAILED, "InvalidDataset")
     assert ended.message == "rank 1: no such column"
