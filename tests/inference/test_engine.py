@@ -50,7 +50,7 @@ async def test_a_prediction_says_what_ran_and_where_the_time_went(make_engine: M
 
 async def test_many_callers_get_their_own_rows(make_engine: MakeEngine, publish: Publish) -> None:
     await publish(scale(2))
-    engine = make_engine(max_batch_rows=16, lanes_per_model=2)
+    engine = make_engine(max_batch_rows=16, lanes_per_model=2, max_delay_seconds=1)
 
     predictions = await asyncio.gather(*(engine.predict(M, rows(*[float(n)] * (1 + n % 40))) for n in range(300)))
 
