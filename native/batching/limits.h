@@ -20,7 +20,7 @@ struct Limits {
 // Why a batch closed.
 enum class Reason : std::uint8_t {
   kFull,      // the next part would not have fitted, or the part must run alone
-  kIdle,      // a lane was free, and nothing else waited
+  kIdle,      // a lane was free, and took what waited, or its share
   kDelay,     // it had waited for company long enough
   kDeadline,  // more rows, or more waiting, would have cost a call its deadline
   kDrain,     // the server is shutting down: nobody waits for company

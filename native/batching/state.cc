@@ -8,6 +8,11 @@
 namespace headrace::batching {
 namespace {
 
+// A batch is divided among lanes when that costs no more than this, as a factor,
+constexpr double kDividedCosts = 1.05;
+// and when a piece runs for so long: what is shorter is done before another lane is awake.
+constexpr double kLeastPieceSeconds = 0.0005;
+
 // 1234567 as 1,234,567.
 std::string with_commas(std::size_t number) {
   std::string text = std::to_string(number);
@@ -160,12 +165,27 @@ bool Batcher::State::fits(std::int64_t rows, std::size_t nbytes) const {
   return is_batchable && rows <= limits.max_batch_rows && nbytes <= limits.max_batch_bytes;
 }
 
+// The lane that takes all that waits makes everybody who came meanwhile wait for as long, and hands the same crowd back to
+// itself: lanes that were unevenly loaded once stay so.  Where a row costs the same in a smaller batch, each takes its part.
+std::int64_t Batcher::State::share_rows(const Queue& queue) const {
+  const std::int64_t all = std::min(queue.rows, limits.max_batch_rows);
+  if (num_lanes == 1 || all <= 1) return all;
+  std::int64_t rows = queue.rows;
+  for (const Batch* batch : running) rows += batch->rows;
+  const auto lanes = static_cast<std::int64_t>(num_lanes);
+  const std::int64_t share = (rows + lanes - 1) / lanes;
+  if (share >= all || pace.run_seconds(share) < kLeastPieceSeconds) return all;
+  const double divided = pace.run_seconds(share) + pace.run_seconds(all - share);
+  return divided <= kDividedCosts * pace.run_seconds(all) ? share : all;
+}
+
 struct Batcher::State::Filling {
   std::vector<Part*> parts;
   std::vector<Part*> late;  // what cannot be in time, as far as one can tell
   std::int64_t rows = 0;
   std::size_t nbytes = 0;
   double due = kNever;  // the earliest of the parts'
+  std::int64_t share = 0;  // more rows are left to other lanes
   Reason reason = Reason::kIdle;
 
   void add(Part* part, double due_at) {
@@ -180,6 +200,7 @@ std::unique_ptr<Batch> Batcher::State::fill(const Candidate& candidate, double n
   if (candidate.queue == nullptr) return run_again(now);
   Filling filling;
   filling.reason = candidate.reason;
+  filling.share = candidate.reason == Reason::kIdle ? share_rows(*candidate.queue) : limits.max_batch_rows;
   fill_from(*candidate.queue, now, filling, endings);
   if (filling.parts.empty() && !filling.late.empty()) {
     filling.add(filling.late.front(), kNever);  // a mere prediction never leaves a lane idle
@@ -222,6 +243,10 @@ void Batcher::State::fill_from(Queue& queue, double now, Filling& filling, Endin
     if (!filling.parts.empty() && !fits(filling.rows + part->rows, filling.nbytes + part->nbytes)) {
       forecast.crowded(filling.rows);
       filling.reason = Reason::kFull;
+      return;
+    }
+    if (!filling.parts.empty() && filling.rows + part->rows > filling.share) {
+      forecast.crowded(filling.rows);
       return;
     }
     const double deadline = part->call->deadline;

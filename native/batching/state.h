@@ -88,6 +88,8 @@ struct Batcher::State {
   double due_at(const Call& call) const { return call.deadline - way_seconds(); }
   std::int64_t slice_rows(const Call& call, std::int64_t rows) const;
   void closing(const Queue& queue, double now, Reason& reason, double& closes_at) const;
+  // How many of the rows that wait a free lane takes, where nobody waits for company.
+  std::int64_t share_rows(const Queue& queue) const;
   bool fits(std::int64_t rows, std::size_t nbytes) const;
   std::unique_ptr<Batch> run_again(double now);
   std::vector<double> free_at_;  // scratch
