@@ -1,6 +1,7 @@
 """The predict path as its callers see it."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ def value_of(metrics: Metrics, name: str, **labels: str) -> float:
 async def test_a_prediction_says_what_ran_and_where_the_time_went(make_engine: MakeEngine, publish: Publish) -> None:
     version = await publish(scale(2))
 
+    asked_at = time.monotonic()
     prediction = await make_engine().predict(M, rows(1, 2))
+    seconds = time.monotonic() - asked_at
 
     assert prediction.outputs["y"].tolist() == [[2, -2], [4, -4]]
     assert prediction.version == version
@@ -44,8 +47,9 @@ async def test_a_prediction_says_what_ran_and_where_the_time_went(make_engine: M
     assert prediction.provenance.precision is Precision.FP32
     timing = prediction.timing
     assert (timing.batch_rows, timing.batch_calls) == (2, 1)
-    assert min(timing.queue_seconds, timing.compute_seconds, timing.respond_seconds, timing.assemble_seconds) >= 0
-    assert timing.compute_seconds < 1
+    parts = (timing.queue_seconds, timing.assemble_seconds, timing.compute_seconds, timing.respond_seconds)
+    assert min(parts) >= 0
+    assert sum(parts) <= seconds
 
 
 async def test_many_callers_get_their_own_rows(make_engine: MakeEngine, publish: Publish) -> None:

@@ -1,5 +1,6 @@
 """The threads that help a run of torch, and the one thread on which such runs happen."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -20,8 +21,16 @@ GNU_OPENMP = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
 ROWS: Tensors = {"x": np.zeros((1, 2), np.float32)}
 
 
-def num_threads_of_the_process() -> int:
-    return len([*Path("/proc/self/task").iterdir()])
+NAME = "with helpers"
+"""Of a thread and of those that it starts, whatever other threads come and go."""
+
+
+def num_named() -> int:
+    found = 0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found += (task / "comm").read_text() == f"{NAME}\n"
+    return found
 
 
 @pytest.mark.skipif(not GNU_OPENMP.exists(), reason="torch brings another OpenMP")
@@ -33,8 +42,8 @@ def test_helpers_go_when_fewer_are_wanted_and_when_nothing_is_computed_any_more(
         torch.exp(torch.ones(512, 512)).sum()
 
     def compute_with_few_and_many() -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(NAME)
         compute(lambda: use_threads(1))
-        alone = num_threads_of_the_process()
         for begin, num_helpers in (
             (lambda: use_threads(3), 2),
             (lambda: use_threads(1), 0),
@@ -42,10 +51,10 @@ def test_helpers_go_when_fewer_are_wanted_and_when_nothing_is_computed_any_more(
             (rest, 0),
         ):
             compute(begin)
-            until = time.monotonic() + 10  # who goes takes a moment
-            while num_threads_of_the_process() != alone + num_helpers and time.monotonic() < until:
+            until = time.monotonic() + 30  # who goes takes a moment
+            while num_named() != 1 + num_helpers and time.monotonic() < until:
                 time.sleep(0.001)
-            seen.append(num_threads_of_the_process() == alone + num_helpers)
+            seen.append(num_named() == 1 + num_helpers)
 
     thread = threading.Thread(target=compute_with_few_and_many)
     thread.start()

@@ -316,10 +316,11 @@ async def test_twenty_swaps_under_load_fail_no_call(
         await ask_for(registry, precision)
         report = await settled(engine, version)
         assert [name.split("-")[1] for name in report.running] == [precision]
+        seen.clear()
+        await until(lambda precision=precision: precision in seen, SECONDS)  # type: ignore[misc]
     is_over.set()
     await asyncio.gather(*callers)
 
-    assert {Precision.FP32, Precision.INT8} <= set(seen)
     await until(lambda: len(engine._residency.residents) == 1, SECONDS)
 
 

@@ -1,8 +1,8 @@
 """Plans, made and tried for real."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from headrace_server.inference.plans import trying
+from headrace_server.inference.plans import timing, trying
 from headrace_server.inference.plans.compiling import CannotCompile, CompileRequest, compile_apart
 from headrace_server.inference.plans.difference import why_intolerable
 from headrace_server.inference.plans.measurement import Trial
@@ -21,6 +21,7 @@ from headrace_server.models.calibration import CalibrationRows, draw_rows
 from headrace_server.models.version import ArtifactFormat
 from headrace_server.precision import Precision, Tolerances
 from headrace_server.tensors import DataType, Signature, Tensors, TensorSpec
+from tests.doubles.hand_clock import HandClock
 from tests.doubles.onnx_models import identity, scale
 from tests.inference.plans.programs import Exploding, Overflowing, onnx_sources, signature, torch_sources
 
@@ -38,7 +39,7 @@ def bench(
     folder: Path,
     rows: CalibrationRows | None = None,
     sizes: tuple[int, ...] = (1, 4),
-    compile_seconds: float = 240,
+    compile_seconds: float = 280,
 ) -> Bench:
     return Bench(
         sources=dict(sources), signature=of, rows=rows or draw_rows(of), sizes=sizes, thread_counts=(1, 2),
@@ -47,17 +48,18 @@ def bench(
 
 
 class SlowSession:
-    """Takes its time for each row: larger batches gain nothing."""
+    """Takes its time for each row, on a clock that is given: larger batches gain nothing."""
 
     device = "cpu"
     precision = Precision.FP32
 
-    def __init__(self, seconds_a_row: float) -> None:
+    def __init__(self, seconds_a_row: float, clock: HandClock) -> None:
         self._seconds_a_row = seconds_a_row
+        self._clock = clock
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Wait, as long as so many rows take."""
-        time.sleep(self._seconds_a_row * len(inputs["x"]))
+        """Let so much time pass as so many rows take."""
+        self._clock.advance(self._seconds_a_row * len(inputs["x"]))
         return {}
 
     def close(self) -> None:
@@ -165,11 +167,14 @@ def test_a_program_that_cannot_be_compiled_says_what_the_compiler_said(tmp_path:
         compile_apart(request, 60)
 
 
-def test_sizes_of_batch_that_gain_nothing_any_more_are_not_timed(tmp_path: Path) -> None:
-    on = bench({}, signature(4, 3), tmp_path, sizes=(1, 2, 4, 8, 16, 32))
+def test_sizes_of_batch_that_gain_nothing_any_more_are_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on, clock = bench({}, signature(4, 3), tmp_path, sizes=(1, 2, 4, 8, 16, 32)), HandClock()
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
 
-    speeds = list(_time(SlowSession(seconds_a_row=0.002), on, 1))
-    later = list(_time(SlowSession(seconds_a_row=0.001), on, 1))
+    speeds = list(_time(SlowSession(0.002, clock), on, 1))
+    later = list(_time(SlowSession(0.001, clock), on, 1))
 
     assert [speed.rows for speed in speeds] == [speed.rows for speed in later]
     assert speeds[-1].rows < 32
