@@ -40,7 +40,7 @@ async def test_a_whole_story_without_async(server: ScriptedServer) -> None:
             )
             assert [event.sequence for event in run.follow()] == list(range(1, len(history()) + 1))
             assert [line.text for line in run.logs(after=3)] == ["line 4", "line 5"]
-            assert run.wait(timeout=10).model_version == "models/digits/versions/1"
+            assert run.wait(timeout=60).model_version == "models/digits/versions/1"
             assert client.training_run("j1").job.state == run.job.state
             assert client.predict("digits", ROWS).labels == ["even"]
             with pytest.raises(headrace.ModelNotFound):
@@ -120,7 +120,7 @@ async def test_closing_while_another_thread_follows_ends_its_loop(server: Script
     await asyncio.to_thread(has_begun.wait, 10)
     await asyncio.to_thread(client.close)
 
-    assert "closed" in await asyncio.wait_for(following, 10)
+    assert "closed" in await asyncio.wait_for(following, 60)
 
 
 async def test_ctrl_c_interrupts_a_wait_and_a_loop(server: ScriptedServer) -> None:
@@ -146,7 +146,7 @@ with headrace.BlockingClient({server.target!r}) as client:
 
     async def line() -> str:
         assert process.stdout is not None
-        return (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+        return (await asyncio.wait_for(process.stdout.readline(), 60)).decode().strip()
 
     assert await line() == "waiting"
     await until(lambda: server.training.readers == 1)
@@ -155,7 +155,7 @@ with headrace.BlockingClient({server.target!r}) as client:
     assert await line() == "following"
     process.send_signal(signal.SIGINT)
     assert await line() == interrupted
-    assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 async def test_an_interrupt_that_comes_before_anybody_waits_ends_a_loop(
@@ -179,4 +179,4 @@ async def test_an_interrupt_that_comes_before_anybody_waits_ends_a_loop(
                 next(events)
             return client.training_run("j1").name
 
-    assert await asyncio.wait_for(asyncio.to_thread(story), 30) == "trainingJobs/j1"
+    assert await asyncio.wait_for(asyncio.to_thread(story), 60) == "trainingJobs/j1"

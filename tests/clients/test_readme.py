@@ -37,7 +37,7 @@ async def run(*command: str, folder: Path, server: ScriptedServer) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, cwd=folder, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    said, complaint = await asyncio.wait_for(process.communicate(), 60)
+    said, complaint = await asyncio.wait_for(process.communicate(), 240)
     assert (process.returncode, complaint.decode()) == (0, "")
     return said.decode()
 

@@ -54,7 +54,7 @@ def test_mistakes_are_found_where_they_are_and_nowhere_else(tmp_path: Path) -> N
     }
 
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
-    result = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=110, check=False)
+    result = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=280, check=False)
 
     found = re.findall(r"program\.py:(\d+): error: .*\[([\w-]+)\]$", result.stdout, re.MULTILINE)
     assert {(int(number), code) for number, code in found} == expected, result.stdout

@@ -37,12 +37,12 @@ def message(content: bytes, stream: int, *, is_end: bool = True, is_compressed: 
 
 def dial(port: int, *frames: bytes) -> socket.socket:
     """A connection to a port of this machine on which these were sent."""
-    line = socket.create_connection(("127.0.0.1", port), 5)
+    line = socket.create_connection(("127.0.0.1", port), 30)
     line.sendall(PREFACE + EMPTY_SETTINGS + b"".join(frames))
     return line
 
 
-def ending_of(line: socket.socket, stream: int, seconds: float = 20) -> bytes:
+def ending_of(line: socket.socket, stream: int, seconds: float = 60) -> bytes:
     """Everything until the other side ends a stream, or the connection.  Raises TimeoutError."""
     line.settimeout(seconds)
     said = b""

@@ -83,7 +83,7 @@ async def test_a_stream_of_answers_that_breaks_is_whole_until_then(passage: Pass
 async def test_initial_metadata_does_not_wait_for_the_first_answer(passage: Passage) -> None:
     call = passage.method("greet")(b"late")
 
-    assert ("x-hello", "1") in tuple(await asyncio.wait_for(call.initial_metadata(), 5))
+    assert ("x-hello", "1") in tuple(await asyncio.wait_for(call.initial_metadata(), 60))
     passage.service.go_on.set()
     assert [answer async for answer in call] == [b"late"]
 
@@ -116,7 +116,7 @@ async def test_a_refusal_reaches_a_caller_who_is_still_sending(passage: Passage)
         with grpc.insecure_channel(f"127.0.0.1:{passage.door.port}") as channel:
             refuse: Any = channel.stream_unary("/plain.Service/refuse")
             with pytest.raises(grpc.RpcError) as caught:
-                refuse(itertools.repeat(b"z" * 10_000), timeout=20)
+                refuse(itertools.repeat(b"z" * 10_000), timeout=60)
             return caught.value
 
     error: Any = await asyncio.to_thread(send_without_end)
@@ -125,21 +125,24 @@ async def test_a_refusal_reaches_a_caller_who_is_still_sending(passage: Passage)
 
 
 async def test_a_deadline_is_known_behind_the_door(passage: Passage) -> None:
-    await passage.method("echo")(b"", timeout=7)
+    await passage.method("echo")(b"", timeout=700)
     await passage.method("echo")(b"")
 
     first, second = passage.service.remaining
     assert first is not None
-    assert 6 < first < 7.5
+    assert 600 < first < 701
     assert second is None
 
 
 async def test_a_call_whose_deadline_passes_ends_on_both_sides(passage: Passage) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await passage.method("wait")(b"", timeout=0.2)
+    seconds = 0.2
+    while not passage.service.waiting.is_set():  # on a busy machine the first ones may not get so far in their time
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await passage.method("wait")(b"", timeout=seconds)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        seconds *= 2
 
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.wait_for(passage.service.cancelled.wait(), 5)
+    await asyncio.wait_for(passage.service.cancelled.wait(), 60)
     await until(lambda: passage.door.calls_in_flight == 0)
 
 
@@ -152,11 +155,11 @@ async def test_a_caller_who_hangs_up_is_heard_behind_the_door(passage: Passage, 
     else:
         if name == "never_read":
             await call.write(b"x")
-        await asyncio.wait_for(passage.service.waiting.wait(), 5)
+        await asyncio.wait_for(passage.service.waiting.wait(), 60)
 
     call.cancel()
 
-    await asyncio.wait_for(passage.service.cancelled.wait(), 5)
+    await asyncio.wait_for(passage.service.cancelled.wait(), 60)
     await until(lambda: passage.door.calls_in_flight == 0)
 
 
@@ -166,7 +169,7 @@ async def test_a_caller_who_hangs_up_in_the_middle_of_answers_is_heard(passage: 
 
     call.cancel()
 
-    await asyncio.wait_for(passage.service.cancelled.wait(), 5)
+    await asyncio.wait_for(passage.service.cancelled.wait(), 60)
     await until(lambda: passage.door.calls_in_flight == 0)
 
 
@@ -259,7 +262,7 @@ async def test_calls_in_flight_are_finished_while_the_door_closes(passage: Passa
     passage.service.go_on.set()
 
     assert await call == b"still here"
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, 60)
 
 
 async def test_a_door_in_a_hurry_does_not_wait_for_calls(passage: Passage) -> None:
@@ -273,7 +276,7 @@ async def test_a_door_in_a_hurry_does_not_wait_for_calls(passage: Passage) -> No
 
     with pytest.raises(grpc.aio.AioRpcError):
         await call
-    await asyncio.wait_for(passage.service.cancelled.wait(), 5)
+    await asyncio.wait_for(passage.service.cancelled.wait(), 60)
 
 
 def test_a_port_that_is_taken_is_not_shared() -> None:

@@ -171,7 +171,7 @@ async def test_a_held_step_is_sent_when_its_period_is_over_though_nothing_follow
             yield event
         await gate.wait()
 
-    stream = thin(history(), 0.05)
+    stream = thin(history(), 1)  # long enough for three events to come within it
     seen = [await anext(stream) for _ in range(2)]
     gate.set()
 

@@ -47,7 +47,7 @@ def files(pair: Pair, client_ca: Path | None = None) -> dict[str, Any]:
     return chosen | ({"tls_client_ca": client_ca} if client_ca is not None else {})
 
 
-async def list_jobs(port: int, credentials: grpc.ChannelCredentials | None, timeout: float = 5) -> None:
+async def list_jobs(port: int, credentials: grpc.ChannelCredentials | None, timeout: float = 30) -> None:
     options = [("grpc.use_local_subchannel_pool", 1)]
     target = f"127.0.0.1:{port}"
     channel = (
@@ -65,7 +65,7 @@ def certificate_shown(port: int, authority: Path) -> bytes:
     context = ssl.create_default_context(cafile=str(authority))
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection(("127.0.0.1", port), 5) as line,
+        socket.create_connection(("127.0.0.1", port), 30) as line,
         context.wrap_socket(line, server_hostname="server") as tls,
     ):
         shown = tls.getpeercert(binary_form=True)
@@ -143,7 +143,7 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(door: str, serve
 
         server.replace_with(authority.issue("server"))
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await asyncio.to_thread(certificate_shown, opened.port, authority.file) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)  # files ring no bell
         await list_jobs(opened.port, tls_credentials(authority.file))
@@ -158,7 +158,7 @@ def version_spoken(port: int, authority: Path, most: ssl.TLSVersion) -> str | No
         context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, most
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection(("127.0.0.1", port), 5) as line,
+        socket.create_connection(("127.0.0.1", port), 30) as line,
         context.wrap_socket(line, server_hostname="server") as tls,
     ):
         return tls.version()
@@ -200,7 +200,7 @@ def test_a_key_of_another_certificate_is_refused(server: Pair, authority: Author
 async def test_a_plain_client_is_told_that_nobody_answers(server: Pair) -> None:
     async with (
         open_door(**files(server)) as opened,
-        Client(f"127.0.0.1:{opened.port}", timeout_seconds=2) as client,
+        Client(f"127.0.0.1:{opened.port}", timeout_seconds=30) as client,
     ):
         with pytest.raises(Unavailable):
             await client.get_model("digits")

@@ -40,6 +40,8 @@ class Reception:
     groups: list[list[int]] = field(default_factory=list)
     beats: list[int] = field(default_factory=list)
     num_gone: int = 0
+    num_keeps: int = 0
+    """Begun, whether or not they may."""
     may_keep: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def get(self, name: JobName) -> Job:
@@ -56,6 +58,7 @@ class Reception:
         return session
 
     async def keep(self, session: WorkerSession, reports: Sequence[WorkerReport]) -> int:
+        self.num_keeps += 1
         await self.may_keep.wait()
         self.groups.append([report.number for report in reports])
         return reports[-1].number
@@ -80,10 +83,12 @@ async def open_desk(folder: Path) -> AsyncIterator[Desk]:
     server = private_server(Interceptor(Metrics(), closing), WorkerService(reception, closing))
     address = bind_socket(server, folder / "worker.sock")
     await server.start()
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub: WorkerServiceAsyncStub = WorkerServiceStub(channel)
-        yield Desk(reception, closing, stub)
-    await server.stop(0)
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: WorkerServiceAsyncStub = WorkerServiceStub(channel)
+            yield Desk(reception, closing, stub)
+    finally:  # a server that a failed test leaves would trouble others
+        await server.stop(0)
 
 
 def report(number: int) -> pb.AttachRequest:
@@ -98,7 +103,7 @@ async def test_reports_that_wait_are_kept_together_and_acknowledged(tmp_path: Pa
         await stream.write(HELLO)
         welcome = await stream.read()
         await stream.write(report(6))
-        await asyncio.sleep(0.05)
+        await until(lambda: desk.reception.num_keeps == 1)
         for number in range(7, 50):
             await stream.write(report(number))
         await stream.write(pb.AttachRequest(beat=pb.Beat(trainer_pid=99)))

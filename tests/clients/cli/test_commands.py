@@ -103,7 +103,7 @@ async def test_ctrl_c_leaves_the_training_alone_and_says_how_to_come_back() -> N
         )
         await until(lambda: server.training.readers == 1)
         process.send_signal(signal.SIGINT)
-        _, said = await asyncio.wait_for(process.communicate(), 20)
+        _, said = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 130
     assert f"headrace watch j1 --server {server.target}" in said.decode()
@@ -360,6 +360,6 @@ async def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         )
         os.close(write)
         os.close(read)
-        _, said = await asyncio.wait_for(process.communicate(), 20)
+        _, said = await asyncio.wait_for(process.communicate(), 60)
 
     assert (process.returncode, said) == (0, b"")
