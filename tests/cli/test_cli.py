@@ -137,16 +137,15 @@ async def test_a_self_check_of_a_new_folder_finds_all_well_and_makes_nothing(tmp
 
 async def test_a_self_check_sees_a_newer_database_and_a_taken_port(tmp_path: Path) -> None:
     async with running(tmp_path) as (server, _):
-        port = (await server.logged("house.open"))["port"]
         await server.kill()
     connection = sqlite3.connect(tmp_path / "headrace.db")
     with connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", port))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
+        port = taken.getsockname()[1]
         code, out, _ = await run("selfcheck", "--data", str(tmp_path), "--set", f"server.port={port}")
 
     lines = {line.split("  ")[0] + line for line in out.splitlines()}

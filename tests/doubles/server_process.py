@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from headrace.training.v1.training_service_pb2_grpc import TrainingServiceAsyncStub
 
 
+LEASE_SECONDS = 60
+"""How long a worker may be silent: on a busy machine none may be given up while it is there."""
+
+
 class Callers:
     """A channel, and a stub for each service."""
 
@@ -78,6 +82,7 @@ class ServerProcess:
             "--data",
             str(data),
             *("--port", "0", "--set", "telemetry.metrics_port=0"),
+            *("--set", f"training.lease_seconds={LEASE_SECONDS}"),
             *arguments,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -91,7 +96,7 @@ class ServerProcess:
         """Its process."""
         return self.process.pid
 
-    async def logged(self, event: str, seconds: float = 60) -> dict[str, Any]:
+    async def logged(self, event: str, seconds: float = 100) -> dict[str, Any]:
         """Wait for a line of the log.  Raises AssertionError with the whole log when the server ends before."""
         async with asyncio.timeout(seconds), self._read:
             while True:
@@ -106,7 +111,7 @@ class ServerProcess:
         line = await self.logged("house.open")
         return Callers(f"127.0.0.1:{line['port']}")
 
-    async def ended(self, seconds: float = 60) -> int:
+    async def ended(self, seconds: float = 100) -> int:
         """Wait for its end; its exit code."""
         async with asyncio.timeout(seconds):
             await self._reading
@@ -171,10 +176,13 @@ def _is_waiting(agent: psutil.Process) -> bool:
 
 @asynccontextmanager
 async def running(
-    data: Path, *arguments: str, program: Sequence[str] = ("headrace_server",)
+    data: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("headrace_server",),
 ) -> AsyncIterator[tuple[ServerProcess, Callers]]:
     """An open server and its callers; killed at the end of the block, with whatever it started."""
-    server = await ServerProcess.start(data, *arguments, program=program)
+    server = await ServerProcess.start(data, *arguments, environment=environment, program=program)
     try:
         async with await server.opened() as callers:
             yield server, callers

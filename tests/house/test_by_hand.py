@@ -110,7 +110,7 @@ async def test_a_stranger_finds_out_what_the_server_offers_and_uses_it(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_a_person_trains_watches_and_predicts(tmp_path: Path) -> None:
     async with a_terminal(tmp_path) as terminal:
         stored = await terminal.call(

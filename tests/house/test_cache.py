@@ -9,6 +9,7 @@ import pytest
 import headrace
 from headrace_server.errors import CannotStart
 from headrace_server.house import House
+from headrace_server.inference.cache import redis_tier
 from headrace_server.rpc.open_inference import grpc_predict_v2_pb2 as open_pb
 from headrace_server.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from tests.doubles import onnx_models
@@ -46,10 +47,13 @@ async def test_answers_are_given_again_once_the_owner_of_a_model_says_so(tmp_pat
 
 
 @needs_redis
-async def test_redis_outlives_the_server_and_its_outage_costs_no_prediction(tmp_path: Path) -> None:
+async def test_redis_outlives_the_server_and_its_outage_costs_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_tier, "LOOK_SECONDS", 30.0)  # a busy machine may take its time over a connection
     file = save(onnx_models.scale(2), tmp_path / "m.onnx")
     async with redis_running(tmp_path) as redis:
-        patient = {"cache_redis_url": redis.url, "cache_redis_timeout_seconds": 5}
+        patient = {"cache_redis_url": redis.url, "cache_redis_timeout_seconds": 30}
         chosen = settings(
             tmp_path / "data",
             models={"serve": {"m": file}},

@@ -158,12 +158,12 @@ async def test_metrics_are_served_while_the_house_is_open(tmp_path: Path) -> Non
 
 
 def _fetch(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
         return str(response.read().decode())
 
 
 async def test_a_drained_house_says_so_before_it_refuses(tmp_path: Path) -> None:
-    chosen = settings(tmp_path, server={"pre_stop_seconds": 30})
+    chosen = settings(tmp_path, server={"pre_stop_seconds": 600})
     async with House(chosen) as house, callers_of(house) as callers:
         watch: Any = health_pb2_grpc.HealthStub(callers.channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
@@ -172,7 +172,7 @@ async def test_a_drained_house_says_so_before_it_refuses(tmp_path: Path) -> None
 
         await callers.training.ListTrainingJobs(training_pb.ListTrainingJobsRequest())  # still answered
         house.hurry()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await draining
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await callers.training.ListTrainingJobs(training_pb.ListTrainingJobsRequest())
@@ -191,7 +191,7 @@ async def test_hurrying_cuts_off_a_caller_who_would_hold_the_house_up(tmp_path: 
         assert not draining.done()
 
         house.hurry()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await draining
 
 

@@ -49,7 +49,7 @@ def assert_whole(history: list[event_pb.TrainingEvent], watcher: Watcher) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 async def test_a_job_survives_the_death_of_its_trainer_its_agent_and_the_server(tmp_path: Path) -> None:
     data = tmp_path / "data"
     watcher = Watcher("j")
@@ -78,7 +78,7 @@ async def test_a_job_survives_the_death_of_its_trainer_its_agent_and_the_server(
             await watcher.saw(is_step, at)
             attached = await server.logged("training.worker_attached")
             assert attached["attempt"] == 3  # the agent that was there: nothing had to be begun anew
-            assert await asyncio.wait_for(again, 240) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(again, 400) is grpc.StatusCode.OK
 
             job = (await callers.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))).job
             assert job.state == job_pb.TrainingJob.STATE_SUCCEEDED, job
@@ -105,7 +105,7 @@ async def predicts(callers: Callers) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_job_leaves_with_the_server_and_continues_with_the_next(tmp_path: Path) -> None:
     data = tmp_path / "data"
     watcher = Watcher("j")
@@ -125,7 +125,7 @@ async def test_a_job_leaves_with_the_server_and_continues_with_the_next(tmp_path
         async with running(data) as (_, callers):
             again = asyncio.ensure_future(watcher.watch(callers))
             await watcher.saw(is_step, at)
-            assert await asyncio.wait_for(again, 200) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(again, 300) is grpc.StatusCode.OK
             job = (await callers.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))).job
             assert job.restarts == 0
             assert_whole(await history_of(callers, "j"), watcher)

@@ -45,7 +45,7 @@ def trainer_of(agent: psutil.Process) -> psutil.Process:
 
 async def ask(callers: Callers, name: str) -> pb.PredictResponse:
     request = pb.PredictRequest(model=name, inputs={key: to_tensor(array) for key, array in ROWS.items()})
-    return await callers.inference.Predict(request, timeout=90)
+    return await callers.inference.Predict(request, timeout=240)
 
 
 def scores_of(answer: pb.PredictResponse) -> NDArray[np.float32]:
@@ -87,14 +87,14 @@ async def measured(server: ServerProcess) -> list[float]:
 
 async def answer_of_step(callers: Callers, name: str, step: int) -> pb.PredictResponse:
     """Ask until the checkpoint of a step answers."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while (answer := await ask(callers, name)).provenance.training_step < step:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # it is loaded behind the one that answers
     return answer
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 async def test_a_job_answers_from_its_checkpoints_while_it_trains(tmp_path: Path) -> None:
     data, scratch = tmp_path / "data", tmp_path / "flowers.csv"
     watcher = Watcher("j")

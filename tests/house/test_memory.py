@@ -56,7 +56,7 @@ async def ask(callers: Callers) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_a_job_waits_at_its_turn_until_a_model_leaves_then_runs_and_the_model_comes_back(tmp_path: Path) -> None:
     data, limit, file = tmp_path / "data", tmp_path / "limit", tmp_path / "large.onnx"
     onnx.save(lookup(LARGE_BYTES // 4), file)
@@ -80,7 +80,7 @@ async def test_a_job_waits_at_its_turn_until_a_model_leaves_then_runs_and_the_mo
             left = not await is_loaded(callers)
             limit.write_text(str(8 << 30))  # what it takes beside the least is its own affair
 
-            assert await asyncio.wait_for(watching, 120) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(watching, 250) is grpc.StatusCode.OK
             assert waiting.state == job_pb.TrainingJob.STATE_QUEUED
             assert waiting.state_message == warning.message
             assert "bytes are missing" in warning.message

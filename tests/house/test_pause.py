@@ -32,7 +32,7 @@ async def result_of(callers: Callers, job: str) -> tuple[job_pb.TrainingJob, eve
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_a_paused_training_leaves_no_process_survives_a_kill_and_ends_as_if_it_had_not_rested(
     tmp_path: Path,
 ) -> None:
@@ -63,7 +63,7 @@ async def test_a_paused_training_leaves_no_process_survives_a_kill_and_ends_as_i
         async with running(data) as (server, callers):
             assert server.agents() == []
             await callers.training.ResumeTrainingJob(pb.ResumeTrainingJobRequest(name=name))
-            assert await asyncio.wait_for(watcher.watch(callers), 100) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(watcher.watch(callers), 250) is grpc.StatusCode.OK
             await callers.training.StartTraining(learn_flowers("straight", epochs=EPOCHS))
             straight, of_straight = await result_of(callers, "straight")
             rested, of_rested = await result_of(callers, "rested")
@@ -80,7 +80,7 @@ async def test_a_paused_training_leaves_no_process_survives_a_kill_and_ends_as_i
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_a_training_gives_way_to_one_of_higher_priority_and_both_end_well(tmp_path: Path) -> None:
     data = tmp_path / "data"
     watcher = Watcher("meek")
@@ -95,7 +95,7 @@ async def test_a_training_gives_way_to_one_of_higher_priority_and_both_end_well(
             urgent = spec_pb.Resources(priority=1)
             await callers.training.StartTraining(learn_flowers("urgent", epochs=1, resources=urgent))
             urgent_job, _ = await result_of(callers, "urgent")
-            assert await asyncio.wait_for(watching, 100) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(watching, 250) is grpc.StatusCode.OK
             meek_job, _ = await result_of(callers, "meek")
 
             assert urgent_job.state == meek_job.state == State.STATE_SUCCEEDED

@@ -34,7 +34,7 @@ def wish(precision: tensor_pb2.Precision.ValueType) -> pb.UpdateModelRequest:
 
 async def chosen(callers: Callers) -> plan_pb2.Plan:
     """Wait until the plan is decided."""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(240):
         while True:
             plan = (await callers.models.GetPlan(pb.GetPlanRequest(name=NAME))).plan
             if plan.state not in (plan_pb2.Plan.STATE_MEASURING, plan_pb2.Plan.STATE_UNKNOWN):

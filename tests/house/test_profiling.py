@@ -15,7 +15,7 @@ from tests.doubles.server_process import ServerProcess, end_processes_of
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_a_running_training_is_profiled_and_goes_on(tmp_path: Path) -> None:
     data = tmp_path / "data"
     server = await ServerProcess.start(data)

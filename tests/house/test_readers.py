@@ -27,7 +27,7 @@ async def read_restlessly(watcher: Watcher, callers: Callers, chance: random.Ran
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_every_reader_sees_the_whole_history_once_and_in_order(tmp_path: Path) -> None:
     data, chance = tmp_path / "data", random.Random(7)
     try:

@@ -20,7 +20,7 @@ from tests.doubles.server_process import end_processes_of, running
 from tests.doubles.until import until
 from tests.doubles.watcher import Watcher, is_checkpoint, is_step
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 State = job_pb.TrainingJob.State
 OFTEN = spec_pb.CheckpointPolicy(period=Duration(seconds=1))
@@ -48,7 +48,7 @@ async def test_a_training_outlives_a_store_that_is_away_for_a_while(tmp_path: Pa
             elsewhere.rename(store)
 
             await watcher.saw(is_checkpoint, warned.sequence)
-            assert await asyncio.wait_for(watching, 200) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(watching, 300) is grpc.StatusCode.OK
             job = (await callers.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))).job
             assert job.state == State.STATE_SUCCEEDED, job
             assert job.restarts == 0
@@ -73,7 +73,7 @@ async def test_a_training_ends_with_the_evidence_when_the_store_stays_away_and_l
 
             (data / "store").rename(data / "store.away")
 
-            assert await asyncio.wait_for(watching, 120) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(watching, 250) is grpc.StatusCode.OK
             job = (await callers.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/j"))).job
             assert job.state == State.STATE_FAILED, job
             assert job.failure.code == grpc.StatusCode.UNAVAILABLE.value[0]

@@ -16,7 +16,7 @@ from headrace.training.v1 import (
 from headrace.type.v1 import tensor_pb2
 from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import Callers, end_processes_of, running
-from tests.doubles.watcher import Watcher
+from tests.doubles.watcher import Watcher, is_step
 
 
 def has_waited(event: event_pb.TrainingEvent) -> bool:
@@ -35,7 +35,7 @@ async def predict_without_end(callers: Callers) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_a_training_waits_for_predictions_and_says_so(tmp_path: Path) -> None:
     data = tmp_path / "data"
     watcher = Watcher("polite")
@@ -49,13 +49,14 @@ async def test_a_training_waits_for_predictions_and_says_so(tmp_path: Path) -> N
             polite = spec_pb.Resources(placement=spec_pb.Placement(mode=spec_pb.Placement.MODE_YIELD, min_share=0.5))
             await callers.training.StartTraining(learn_flowers("polite", epochs=400, resources=polite))
             watching = asyncio.ensure_future(watcher.watch(callers))
+            await watcher.saw(is_step)  # it has begun while it had the machine for itself
             predicting = [asyncio.ensure_future(predict_without_end(callers)) for _ in range(4)]
             await watcher.saw(has_waited)
             for each in predicting:
                 each.cancel()
             await asyncio.gather(*predicting, return_exceptions=True)
 
-            assert await asyncio.wait_for(watching, 150) is grpc.StatusCode.OK
+            assert await asyncio.wait_for(watching, 300) is grpc.StatusCode.OK
             job = (await callers.training.GetTrainingJob(pb.GetTrainingJobRequest(name="trainingJobs/polite"))).job
             assert job.state == job_pb.TrainingJob.STATE_SUCCEEDED
     finally:
