@@ -1,8 +1,18 @@
-"""What all tests share: tests that need a GPU are skipped, with the reason, where there is none."""
+"""What all tests share.
+
+Tests that need a GPU are skipped, with the reason, where there is none.  Examples of property tests may take as long as
+they like: how long is a matter of what else the machine does.
+"""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from headrace_server import _native
+
+settings.register_profile(
+    "unhurried", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -180,4 +180,4 @@ def test_looking_at_the_machine_does_not_import_torch() -> None:
         "import sys; from headrace_server import devices; devices.find_devices(); sys.exit('torch' in sys.modules)"
     )
 
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=240, check=False).returncode == 0

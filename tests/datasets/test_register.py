@@ -158,7 +158,7 @@ async def test_what_is_missing_or_not_a_file_is_blamed_on_the_uri(catalog: Catal
 
     for name in ("missing.csv", "pipe.csv", "loop"):
         with pytest.raises(InvalidSpec) as caught:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await catalog.register("wine", f"file://{root}/{name}", format=DatasetFormat.CSV)
         assert caught.value.violations[0].field == "uri"
     with pytest.raises(InvalidSpec, match="a folder can only be IMAGE_ZIP"):

@@ -59,7 +59,7 @@ def _is_covered(command: Command) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_the_guide_works_from_start_to_end(tmp_path: Path) -> None:
     _write_what_the_guide_starts_from(tmp_path)
 
@@ -72,7 +72,7 @@ async def test_the_guide_works_from_start_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_the_commands_for_operators_work(tmp_path: Path) -> None:
     _write_what_the_guide_starts_from(tmp_path)
 
@@ -88,7 +88,7 @@ async def test_the_commands_for_operators_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_trainings_are_followed_by_trackers_and_compared_as_the_document_says(tmp_path: Path) -> None:
     _write_what_the_guide_starts_from(tmp_path)
     serve, *others = sorted(commands(TRAINING), key=lambda command: not command.text.startswith("headrace-server"))
@@ -114,7 +114,7 @@ async def _run(text: str, folder: Path, environment: dict[str, str]) -> None:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(280):
             output, _ = await process.communicate()
     finally:
         if process.returncode is None:

@@ -18,7 +18,7 @@ from headrace_server.worker.ports import free_port
 from tests.doubles.environment import Environment
 
 PACKAGES = Environment("mlflow", ("mlflow==3.17.2",))
-SECONDS_TO_START = 90
+SECONDS_TO_START = 240
 
 
 class MlflowServer:

@@ -61,7 +61,7 @@ class Watcher:
         return grpc.StatusCode.OK
 
     async def saw(
-        self, fits: Callable[[event_pb.TrainingEvent], bool], after: int = 0, seconds: float = 120
+        self, fits: Callable[[event_pb.TrainingEvent], bool], after: int = 0, seconds: float = 240
     ) -> event_pb.TrainingEvent:
         """Wait for an event after a sequence that fits.  Raises AssertionError when the job is over before."""
         async with asyncio.timeout(seconds), self._news:

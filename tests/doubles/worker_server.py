@@ -74,12 +74,12 @@ class WorkerServer(WorkerServiceServicer):
         self.abort_with = (code, details)
         await self._tell()
 
-    async def until(self, is_so: Callable[["WorkerServer"], bool], seconds: float = 20) -> None:
+    async def until(self, is_so: Callable[["WorkerServer"], bool], seconds: float = 60) -> None:
         """Wait for a fact about what came in."""
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(lambda: is_so(self))
 
-    async def ended(self, seconds: float = 20) -> TrainerEnded:
+    async def ended(self, seconds: float = 60) -> TrainerEnded:
         """Wait for the last report."""
         await self.until(lambda server: server.ledger.end is not None, seconds)
         assert self.ledger.end is not None

@@ -28,6 +28,8 @@ from tests.inference.plans.programs import signature, torch_sources
 PLAN = Plan(runtime=Runtime.TORCH, precision=Precision.FP32, form=Form.COMPILED)
 WIDTH = 16
 
+pytestmark = pytest.mark.timeout(600)  # compiling takes a while, and gives way to all else that the machine does
+
 
 class ScriptedWitness:
     """Knows what it is told."""

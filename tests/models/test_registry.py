@@ -157,7 +157,7 @@ async def test_resolving_again_does_not_ask_the_database(registry: Registry, dat
     assert await registry.resolve(ModelName("digits")) == registered
 
     await database.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await registry.resolve(ModelName("digits")) is await registry.resolve(ModelName("digits", 1))
 
 

@@ -15,7 +15,7 @@ from tests.doubles import onnx_models
 from tests.doubles.environment import Environment
 from tests.doubles.server_process import running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PACKAGES = Environment(
     "tritonclient",
@@ -79,7 +79,7 @@ async def _run(python: Path, *arguments: str) -> str:
         str(python), "-I", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(300):
             output, problems = await client.communicate()
     finally:
         if client.returncode is None:

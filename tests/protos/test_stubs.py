@@ -14,7 +14,7 @@ KINDS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     into = tmp_path_factory.mktemp("stubs")
     generate = [sys.executable, str(ROOT / "protos/generate.py"), "--into", str(into)]
-    subprocess.run(generate, check=True, timeout=100, capture_output=True)
+    subprocess.run(generate, check=True, timeout=280, capture_output=True)
     return into
 
 

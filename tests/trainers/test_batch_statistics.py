@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from headrace_server.trainers.batch_statistics import SharedBatchNorm, share_statistics
 from headrace_server.trainers.ranks import ALONE, Place
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 240
 
 
 class Meeting:

@@ -164,6 +164,7 @@ def test_code_that_cannot_be_used_is_compiled_anew_once_and_then_done_without(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_compiled_training_learns_the_same(tmp_path: Path) -> None:
     recipe = PLAIN.model_copy(update={"length": Steps(count=5)})
     plain = Run(tmp_path / "1", recipe, TinyTask(is_plain=True))
@@ -183,6 +184,7 @@ def test_a_compiled_training_learns_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_code_is_compiled_once_and_found_by_the_next_process(tmp_path: Path) -> None:
     """Really: with the C++ compiler of this machine, in processes of their own; also after a file was damaged."""
     folder = tmp_path / "compiled"
@@ -199,7 +201,7 @@ def test_code_is_compiled_once_and_found_by_the_next_process(tmp_path: Path) -> 
 
 def compile_in_a_process(folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.doubles.compiled_run", str(folder)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
     return found

@@ -35,7 +35,7 @@ from headrace_server.trainers.reports import (
 
 SHORT = Recipe(length=Epochs(count=12), batch_size=16, optimizer=AdamW(learning_rate=0.01), seed=1, cpu_threads=1)
 ENDLESS = SHORT.model_copy(update={"length": Steps(count=10_000_000)})
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 240
 
 
 class Trainer:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +28,12 @@ from headrace_server.trainers.recipe import (
     Recipe,
     Strategy,
 )
+from headrace_server.worker.ports import free_port
 from tests.doubles.loop_run import Run
 from tests.doubles.tiny_task import TinyTask
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 110
+PATIENCE_SECONDS = 240
 RECIPE = Recipe(
     length=Epochs(count=3),
     batch_size=8,
@@ -66,9 +66,7 @@ class World:
             "task": {"is_plain": True, **task},
         }
         (folder / "job.json").write_text(json.dumps(job))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.doubles.rank", str(folder / "job.json")],

@@ -120,7 +120,7 @@ def test_the_process_leaves_a_template_or_says_why_not(tmp_path: Path, target: s
     (tmp_path / "order.json").write_text(order.model_dump_json())
 
     command = [sys.executable, "-P", "-m", "headrace_server.trainers.template_process", str(tmp_path / "order.json")]
-    ended = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, timeout=280, check=False)
 
     assert ended.returncode == code, ended.stderr.decode()
     if code == 0:

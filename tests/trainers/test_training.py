@@ -178,9 +178,9 @@ def test_commands_may_come_in_pieces_and_the_end_of_them_is_the_end() -> None:
     os.write(write_end, b'{"command":"profile","num_steps":3}\n{"comm')
     os.write(write_end, b'and":"stop"}\n')
 
-    assert commands.stop.wait(10)
-    assert commands.profiles.get(timeout=10) == 3
+    assert commands.stop.wait(60)
+    assert commands.profiles.get(timeout=60) == 3
     assert not ended.is_set()
     os.close(write_end)
-    assert ended.wait(10)
+    assert ended.wait(60)
     os.close(read_end)
