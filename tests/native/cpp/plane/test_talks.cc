@@ -227,7 +227,7 @@ TEST_CASE("a request that is being run when its time is over is told so at once,
   served.model.hold();
   Line line(served.plane, Method::kPredictStream);
   line.talk->start();
-  const std::string timeout = field(3, number_field(1, 1));
+  const std::string timeout = field(3, number_field(1, 3));  // long enough to begin on any machine
 
   line.send(stream_request("running", predict_request({1, 2})) + timeout);
   served.model.wait_until_held();
@@ -251,7 +251,7 @@ TEST_CASE("requests with times of their own are told in the order of those times
 
   line.send(stream_request("first", predict_request({1, 2})));
   served.model.wait_until_held();
-  line.send(stream_request("late", predict_request({1, 2})) + timeout(120));
+  line.send(stream_request("late", predict_request({1, 2})) + timeout(2000));
   line.send(stream_request("early", predict_request({1, 2})) + timeout(30));
   const std::vector<std::string> answers = line.wait_for(2);
   served.model.let_go();
