@@ -31,13 +31,16 @@ from tests.doubles.scripted_workers import Script, ScriptedLauncher, finish
 from tests.doubles.sketch_family import SKETCH
 from tests.doubles.until import until
 
-IMPATIENT = TrainingSettings(
+PATIENT = TrainingSettings(
     heartbeat_seconds=0.05,
-    lease_seconds=0.6,
-    attach_seconds=2,
+    lease_seconds=60,
+    attach_seconds=60,
     cancel_grace_seconds=0.5,
     restart_backoff_seconds=0.01,
 )
+"""Quick at everything but at giving workers up: on a busy machine none may be given up that is there."""
+IMPATIENT = PATIENT.model_copy(update={"lease_seconds": 0.6})
+"""For tests in which a worker is silent, or does not obey."""
 FLOWERS = b"length,width,kind\n1.0,2.0,a\n2.0,1.0,b\n3.0,0.5,b\n"
 
 
@@ -54,7 +57,7 @@ class TrainingHouse:
         self,
         folder: Path,
         script: Script = finish,
-        settings: TrainingSettings = IMPATIENT,
+        settings: TrainingSettings = PATIENT,
         kinds: Sequence[SinkKind] = (),
     ) -> None:
         self.folder = folder
@@ -183,7 +186,7 @@ def name(job: str) -> JobName:
 
 @asynccontextmanager
 async def training_house(
-    folder: Path, script: Script = finish, settings: TrainingSettings = IMPATIENT, kinds: Sequence[SinkKind] = ()
+    folder: Path, script: Script = finish, settings: TrainingSettings = PATIENT, kinds: Sequence[SinkKind] = ()
 ) -> AsyncIterator[TrainingHouse]:
     """A house that is open inside the block; `kinds` are those that `settings.sinks` names."""
     house = TrainingHouse(folder, script, settings, kinds)

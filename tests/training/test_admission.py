@@ -12,9 +12,17 @@ from headrace_server.errors import DatasetNotFound, InvalidSpec, NameTaken
 from headrace_server.trainers.recipe import Epochs, Steps
 from headrace_server.training.checkpoints import CheckpointFile, CheckpointManifest, StoredCheckpoint
 from headrace_server.training.draft import SpecDraft, StartRequest
+from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.spec import StartPoint
 from headrace_server.training.states import JobState
+from tests.doubles.scripted_workers import ScriptedWorker
 from tests.doubles.training_house import TrainingHouse, training_house
+
+
+async def obey(worker: ScriptedWorker) -> None:
+    """Do nothing until told to stop."""
+    await worker.stopped.wait()
+    await worker.end(TrainerEnded(Outcome.STOPPED, exit_code=0))
 
 
 async def violations(house: TrainingHouse, request: StartRequest) -> dict[str, str]:
@@ -222,6 +230,7 @@ async def test_a_start_is_frozen_to_what_it_names_now(tmp_path: Path) -> None:
 async def test_a_start_that_is_not_there_is_a_violation(tmp_path: Path, start_from: str, problem: str) -> None:
     async with training_house(tmp_path) as house:
         await house.over(await house.start())
+        house.launcher.script = obey  # a checkpoint would be a start
         waiting = await house.start(job_id="waiting")
         await house.desk.pause(waiting.name, reason="")
 

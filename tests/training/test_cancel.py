@@ -14,7 +14,7 @@ from headrace_server.training.recording import record
 from headrace_server.training.session import Outcome, TrainerEnded, WorkerReport
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker, finish
-from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
+from tests.doubles.training_house import IMPATIENT, PATIENT, TrainingHouse, training_house, transitions
 from tests.doubles.until import until
 
 
@@ -53,7 +53,7 @@ async def test_a_graceful_cancel_lets_the_worker_save_and_end(tmp_path: Path) ->
         assert over.state_message == "stopped on request; no process had to be killed"
         assert over.latest_checkpoint is not None
         assert over.latest_checkpoint.step == 2
-        assert house.launcher.newest(job.id).stops[0].grace_seconds == IMPATIENT.cancel_grace_seconds
+        assert house.launcher.newest(job.id).stops[0].grace_seconds == PATIENT.cancel_grace_seconds
         assert over.failure is None
 
 
@@ -69,7 +69,7 @@ async def test_a_kill_ends_the_worker_at_once_and_says_how_many_were_killed(tmp_
 
 
 async def test_a_worker_that_does_not_obey_is_killed_after_its_grace(tmp_path: Path) -> None:
-    async with training_house(tmp_path, ignore) as house:
+    async with training_house(tmp_path, ignore, IMPATIENT) as house:
         job = await _running(house)
 
         begun = time.monotonic()
@@ -78,7 +78,7 @@ async def test_a_worker_that_does_not_obey_is_killed_after_its_grace(tmp_path: P
 
         assert over.state is JobState.CANCELLED
         assert over.state_message == "stopped on request; 2 processes had to be killed"
-        assert time.monotonic() - begun >= IMPATIENT.cancel_grace_seconds
+        assert time.monotonic() - begun >= PATIENT.cancel_grace_seconds
         assert not house.launcher.newest(job.id).is_alive
 
 
@@ -126,7 +126,7 @@ async def test_a_job_between_two_workers_is_cancelled_at_once(tmp_path: Path) ->
     async def die(worker: ScriptedWorker) -> None:
         await worker.end(TrainerEnded(Outcome.DIED, signal="SIGKILL"))
 
-    settings = IMPATIENT.model_copy(update={"restart_backoff_seconds": 30})
+    settings = PATIENT.model_copy(update={"restart_backoff_seconds": 30})
     async with training_house(tmp_path, die, settings) as house:
         job = await house.start()
         await house.reached(job, JobState.RECOVERING)
@@ -150,7 +150,7 @@ async def test_a_job_whose_old_worker_is_still_being_removed_is_cancelled_after_
             await asyncio.sleep(60)
         await worker.end(TrainerEnded(Outcome.DIED, signal="SIGKILL"))
 
-    async with training_house(tmp_path, vanish) as house:
+    async with training_house(tmp_path, vanish, IMPATIENT) as house:
         house.launcher.may_kill.clear()
         job = await house.start()
         await house.reached(job, JobState.RECOVERING)
@@ -186,7 +186,7 @@ async def test_a_worker_whose_last_word_is_kept_and_was_never_heard_is_not_waite
         await house.desk._jobs.amend(job.id, lambda amendment: record(amendment, 1, [last_word]))
 
         await house.desk.cancel(job.name, kill=True, reason="")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             over = await house.over(job)
 
         assert over.state is JobState.CANCELLED

@@ -22,7 +22,7 @@ from headrace_server.training.job import Job
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker, a_step, finish
-from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house
+from tests.doubles.training_house import PATIENT, TrainingHouse, training_house
 
 
 async def wait(worker: ScriptedWorker) -> None:
@@ -43,7 +43,7 @@ async def test_the_same_request_id_with_another_body_is_refused(tmp_path: Path) 
 
 
 async def test_the_same_request_is_answered_even_when_it_could_not_be_admitted_any_more(tmp_path: Path) -> None:
-    settings = IMPATIENT.model_copy(update={"queue_limit": 1})
+    settings = PATIENT.model_copy(update={"queue_limit": 1})
     async with training_house(tmp_path, wait, settings) as house:
         first = await house.start(request_id="r")
         await house.reached(first, JobState.RUNNING)
@@ -65,7 +65,7 @@ async def test_a_chosen_id_belongs_to_one_job(tmp_path: Path) -> None:
 
 
 async def test_a_full_queue_keeps_nothing(tmp_path: Path) -> None:
-    settings = IMPATIENT.model_copy(update={"queue_limit": 2})
+    settings = PATIENT.model_copy(update={"queue_limit": 2})
     async with training_house(tmp_path, wait, settings) as house:
         running = await house.start()
         await house.reached(running, JobState.RUNNING)
@@ -82,7 +82,7 @@ async def test_a_full_queue_keeps_nothing(tmp_path: Path) -> None:
 
 
 async def test_no_more_jobs_run_than_may(tmp_path: Path) -> None:
-    settings = IMPATIENT.model_copy(update={"max_running_jobs": 2})
+    settings = PATIENT.model_copy(update={"max_running_jobs": 2})
     most = 0
 
     async def count(worker: ScriptedWorker) -> None:
@@ -224,7 +224,7 @@ async def test_the_oldest_entries_go_when_there_are_too_many(tmp_path: Path) -> 
         await worker.say(*lines)
         await finish(worker)
 
-    settings = IMPATIENT.model_copy(update={"keep_events": 100, "keep_log_lines": 200})
+    settings = PATIENT.model_copy(update={"keep_events": 100, "keep_log_lines": 200})
     async with training_house(tmp_path, talk, settings) as house:
         job = await house.start()
         over = await house.over(job)

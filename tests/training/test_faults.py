@@ -10,7 +10,7 @@ from headrace_server.names import JobName
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker, finish
-from tests.doubles.training_house import IMPATIENT, training_house, transitions
+from tests.doubles.training_house import IMPATIENT, PATIENT, training_house, transitions
 from tests.doubles.until import until
 
 
@@ -27,17 +27,20 @@ async def test_a_job_that_cannot_be_made_durable_is_not_admitted(tmp_path: Path)
 
 
 async def test_a_full_disk_delays_a_job_and_costs_nothing_else(tmp_path: Path) -> None:
+    is_full = asyncio.Event()
+
     async def train_slowly(worker: ScriptedWorker) -> None:
         await worker.train(range(1, 3))
-        await worker.wait(0.2)
+        await is_full.wait()
         await worker.train(range(3, 5))
         await worker.export(4)
         await worker.end(TrainerEnded(Outcome.FINISHED, exit_code=0))
 
-    async with training_house(tmp_path, train_slowly) as house:
+    async with training_house(tmp_path, train_slowly, IMPATIENT) as house:
         job = await house.start()
         await house.seen(job, "step_completed")
         house.database.is_full = True
+        is_full.set()
         await asyncio.sleep(3 * IMPATIENT.lease_seconds)
         house.database.is_full = False
         events = await house.history(job)
@@ -54,7 +57,7 @@ async def test_a_full_disk_does_not_hide_the_loss_of_a_worker_for_good(tmp_path:
         worker.fall_silent()
         await asyncio.sleep(60)
 
-    async with training_house(tmp_path, vanish_once) as house:
+    async with training_house(tmp_path, vanish_once, IMPATIENT) as house:
         job = await house.start()
         await house.seen(job, "step_completed")
         house.database.is_full = True
@@ -76,7 +79,7 @@ async def test_no_worker_starts_while_a_process_of_the_last_one_does_not_die(tmp
         worker.fall_silent()
         await asyncio.sleep(60)
 
-    async with training_house(tmp_path, vanish_once) as house:
+    async with training_house(tmp_path, vanish_once, IMPATIENT) as house:
         house.launcher.cannot_kill = 4
         job = await house.start()
         await house.reached(job, JobState.RECOVERING)
@@ -92,7 +95,7 @@ async def test_a_job_is_not_called_cancelled_while_a_process_of_it_does_not_die(
         await worker.train(range(1, 3))
         await asyncio.sleep(60)
 
-    settings = IMPATIENT.model_copy(update={"cancel_grace_seconds": 0, "lease_seconds": 0.3})
+    settings = PATIENT.model_copy(update={"cancel_grace_seconds": 0, "lease_seconds": 0.3})
     async with training_house(tmp_path, ignore, settings) as house:
         house.launcher.cannot_kill = 3
         job = await house.start()
@@ -162,7 +165,7 @@ async def test_a_result_is_registered_when_the_store_is_back(tmp_path: Path) -> 
 
 
 async def test_a_store_that_stays_away_fails_the_job_that_it_holds_the_result_of(tmp_path: Path) -> None:
-    hasty = IMPATIENT.model_copy(update={"store_patience_seconds": 0.05})
+    hasty = PATIENT.model_copy(update={"store_patience_seconds": 0.05})
     async with training_house(tmp_path, finish_as_the_store_leaves, hasty) as house:
         over = await house.over(await house.start())
 

@@ -1,7 +1,6 @@
 """Workers that die, fall silent, never come, come back, or come too late."""
 
 import asyncio
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from headrace_server.training.events import StateChanged
 from headrace_server.training.session import Exported, Outcome, TrainerEnded, WorkerHello, WorkerReport
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker, a_step, finish
-from tests.doubles.training_house import IMPATIENT, training_house, transitions
+from tests.doubles.training_house import IMPATIENT, PATIENT, training_house, transitions
 from tests.doubles.until import until
 
 KILLED = TrainerEnded(Outcome.DIED, signal="SIGKILL", out_of_memory=True, last_lines=("the end is near",))
@@ -124,19 +123,18 @@ async def test_a_silent_worker_is_seen_within_its_lease_and_gone_before_the_next
         worker.fall_silent()
         await asyncio.sleep(30)
 
-    async with training_house(tmp_path, fall_silent_once) as house:
+    # Whoever waited for as long as a worker may take to attach would wait until the test has failed.
+    hasty = IMPATIENT.model_copy(update={"attach_seconds": 600})
+    async with training_house(tmp_path, fall_silent_once, hasty) as house:
         job = await house.start()
         step = await house.seen(job, "step_completed")
 
-        begun = time.monotonic()
         lost = await house.reached(job, JobState.RECOVERING, step.sequence)
-        seconds = time.monotonic() - begun
         over = await house.over(job)  # the launcher refuses to launch while the old worker lives
 
         assert isinstance(lost.happening, StateChanged)
         assert lost.happening.reason == "WORKER_LOST"
         assert "silent" in lost.happening.message
-        assert seconds < IMPATIENT.lease_seconds + 2
         assert over.state is JobState.SUCCEEDED
         assert over.restarts == 1
         assert (job.id, 1, 1001) in house.launcher.kills
@@ -165,7 +163,7 @@ async def test_a_worker_that_never_attaches_is_replaced(tmp_path: Path) -> None:
     async def never_twice(worker: ScriptedWorker) -> None:
         await finish(worker)
 
-    settings = IMPATIENT.model_copy(update={"attach_seconds": 0.3})
+    settings = PATIENT.model_copy(update={"attach_seconds": 0.3})
     async with training_house(tmp_path, never_twice, settings) as house:
         desk, house.launcher.desk = house.launcher.desk, _ClosedDoor()  # type: ignore[assignment]
         job = await house.start()
@@ -188,10 +186,10 @@ async def test_a_worker_whose_process_is_gone_is_not_waited_for(tmp_path: Path, 
             return
         await finish(worker)
 
-    patient = IMPATIENT.model_copy(update={"attach_seconds": 600, "lease_seconds": 600})
+    patient = PATIENT.model_copy(update={"attach_seconds": 600, "lease_seconds": 600})
     async with training_house(tmp_path, die_once, patient) as house:
         job = await house.start()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             lost = await house.reached(job, JobState.RECOVERING)
         over = await house.over(job)
 
@@ -226,7 +224,7 @@ async def test_a_worker_that_was_replaced_is_refused_whatever_it_says(tmp_path: 
         await worker.train(range(2, 3))
         await worker.stopped.wait()
 
-    async with training_house(tmp_path, fall_silent_once) as house:
+    async with training_house(tmp_path, fall_silent_once, IMPATIENT) as house:
         job = await house.start()
         recovering = await house.reached(job, JobState.RECOVERING)
         running = await house.reached(job, JobState.RUNNING, recovering.sequence)

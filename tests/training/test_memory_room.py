@@ -14,7 +14,7 @@ from headrace_server.training.memory_room import RANK_BYTES
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker
-from tests.doubles.training_house import IMPATIENT, TrainingHouse
+from tests.doubles.training_house import PATIENT, TrainingHouse
 
 
 class ScriptedMemory:
@@ -39,7 +39,7 @@ async def wait(worker: ScriptedWorker) -> None:
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[TrainingHouse]:
-    house = TrainingHouse(tmp_path, wait, IMPATIENT)
+    house = TrainingHouse(tmp_path, wait, PATIENT)
     house.memory = ScriptedMemory(2 * RANK_BYTES)
     await house.build()
     yield house
@@ -120,7 +120,7 @@ async def test_a_server_can_end_while_a_job_waits_for_memory(house: TrainingHous
     job = await house.start()
     await house.seen(job, "warning_raised")
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await house.desk.drain()
 
     assert (await house.desk.get(job.name)).state is JobState.QUEUED
@@ -133,7 +133,7 @@ async def test_memory_that_a_job_has_not_taken_yet_is_not_given_to_the_next(tmp_
         await begins.wait()
         await wait(worker)
 
-    house = TrainingHouse(tmp_path, take_time, IMPATIENT.model_copy(update={"max_running_jobs": 2}))
+    house = TrainingHouse(tmp_path, take_time, PATIENT.model_copy(update={"max_running_jobs": 2}))
     house.memory = ScriptedMemory(2 * RANK_BYTES)
     await house.build()
 

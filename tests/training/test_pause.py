@@ -11,7 +11,7 @@ from headrace_server.training.job import Job
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker, finish
-from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
+from tests.doubles.training_house import IMPATIENT, PATIENT, TrainingHouse, training_house, transitions
 
 STOPPED = TrainerEnded(Outcome.STOPPED, exit_code=0)
 
@@ -71,7 +71,7 @@ async def test_a_worker_that_does_not_rest_is_killed_after_its_grace_and_the_job
         await worker.train(range(1, 3))
         await asyncio.sleep(60)
 
-    async with training_house(tmp_path, ignore) as house:
+    async with training_house(tmp_path, ignore, IMPATIENT) as house:
         job = await _running(house)
 
         await house.desk.pause(job.name, reason="")
@@ -109,7 +109,7 @@ async def test_a_job_between_two_workers_is_paused_at_once_and_does_not_wait_for
             await finish(worker)
         await worker.end(TrainerEnded(Outcome.DIED, signal="SIGKILL"))
 
-    settings = IMPATIENT.model_copy(update={"restart_backoff_seconds": 30})
+    settings = PATIENT.model_copy(update={"restart_backoff_seconds": 30})
     async with training_house(tmp_path, die_once, settings) as house:
         job = await house.start()
         await house.reached(job, JobState.RECOVERING)
@@ -207,7 +207,7 @@ async def test_paused_jobs_stay_paused_over_a_restart_and_pausing_ones_become_it
         await worker.save(2)
         await worker.end(STOPPED)
 
-    settings = IMPATIENT.model_copy(update={"cancel_grace_seconds": 60})
+    settings = PATIENT.model_copy(update={"cancel_grace_seconds": 60})
     async with training_house(tmp_path, linger, settings) as house:
         job = await _running(house)
         await house.desk.pause(job.name, reason="")

@@ -11,7 +11,7 @@ from headrace_server.training.preemption import Running, choose_victims
 from headrace_server.training.session import Outcome, TrainerEnded
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_workers import ScriptedWorker, finish
-from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
+from tests.doubles.training_house import IMPATIENT, PATIENT, TrainingHouse, training_house, transitions
 from tests.doubles.until import until
 
 STOPPED = TrainerEnded(Outcome.STOPPED, exit_code=0)
@@ -100,8 +100,11 @@ async def test_a_job_gives_its_place_to_one_of_higher_priority_and_goes_on_later
 
 
 async def test_a_job_that_does_not_permit_it_keeps_its_place(tmp_path: Path) -> None:
+    is_asked = asyncio.Event()
+
     async def wait(worker: ScriptedWorker) -> None:
         await worker.train(range(1, 3))
+        await is_asked.wait()
         assert not await worker.wait(0.2)
         await finish(worker)
 
@@ -110,6 +113,7 @@ async def test_a_job_that_does_not_permit_it_keeps_its_place(tmp_path: Path) -> 
         await house.seen(firm, "step_completed")
 
         urgent = await start(house, 5)
+        is_asked.set()
 
         assert (await house.over(firm)).state is JobState.SUCCEEDED
         assert "PAUSING" not in transitions(await house.history(firm))
@@ -117,7 +121,7 @@ async def test_a_job_that_does_not_permit_it_keeps_its_place(tmp_path: Path) -> 
 
 
 async def test_preemption_can_be_turned_off(tmp_path: Path) -> None:
-    settings = IMPATIENT.model_copy(update={"preemption": False})
+    settings = PATIENT.model_copy(update={"preemption": False})
     async with training_house(tmp_path, obey, settings) as house:
         meek = await start(house, 0, preemptible=True)
         await house.seen(meek, "step_completed")
@@ -136,7 +140,7 @@ async def test_a_worker_that_does_not_give_way_is_killed_after_its_grace(tmp_pat
         await worker.wait(60)
         await worker.wait(60)
 
-    async with training_house(tmp_path, ignore) as house:
+    async with training_house(tmp_path, ignore, IMPATIENT) as house:
         meek = await start(house, 0, preemptible=True)
         await house.seen(meek, "step_completed")
 
@@ -170,7 +174,7 @@ async def test_a_job_that_is_asked_to_pause_while_it_gives_way_rests(tmp_path: P
 
 
 async def test_a_server_that_dies_while_a_job_gives_way_lets_the_next_one_finish_it(tmp_path: Path) -> None:
-    async with training_house(tmp_path, obey) as house:
+    async with training_house(tmp_path, obey, IMPATIENT) as house:  # a worker without a connection cannot obey
         meek = await start(house, 0, preemptible=True)
         await house.seen(meek, "step_completed")
         for worker in house.launcher.workers.values():

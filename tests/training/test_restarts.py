@@ -12,8 +12,8 @@ from headrace_server.training.events import Event, StateChanged
 from headrace_server.training.session import Outcome, TrainerEnded, WorkerHello, WorkerSession
 from headrace_server.training.states import JobState
 from tests.doubles.mortal_database import PowerCut
-from tests.doubles.scripted_workers import ScriptedWorker, finish
-from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house, transitions
+from tests.doubles.scripted_workers import Script, ScriptedWorker, finish
+from tests.doubles.training_house import IMPATIENT, PATIENT, TrainingHouse, training_house, transitions
 from tests.doubles.until import until
 
 
@@ -28,21 +28,27 @@ async def train_on(worker: ScriptedWorker) -> None:
         await worker.end(TrainerEnded(Outcome.STOPPED, exit_code=0))
 
 
-async def train_a_little(worker: ScriptedWorker) -> None:
-    """Train for a while, whatever happens to the server."""
-    await worker.train(range(1, 3))
-    await worker.wait(0.3)
-    await worker.train(range(3, 5))
-    await worker.save(4)
-    await worker.export(4)
-    await worker.end(TrainerEnded(Outcome.FINISHED, exit_code=0))
+def train_in_two_parts(goes_on: asyncio.Event) -> Script:
+    """Train a little, and the rest when it is time, whatever happens to the server."""
+
+    async def train(worker: ScriptedWorker) -> None:
+        await worker.train(range(1, 3))
+        await goes_on.wait()
+        await worker.train(range(3, 5))
+        await worker.save(4)
+        await worker.export(4)
+        await worker.end(TrainerEnded(Outcome.FINISHED, exit_code=0))
+
+    return train
 
 
 async def test_a_worker_outlives_the_server_and_nothing_is_lost_or_told_twice(tmp_path: Path) -> None:
-    async with training_house(tmp_path, train_a_little) as house:
+    goes_on = asyncio.Event()
+    async with training_house(tmp_path, train_in_two_parts(goes_on)) as house:
         job = await house.start()
         await house.seen(job, "step_completed")
 
+        goes_on.set()
         await house.restart()
         events = await house.history(job)
 
@@ -80,14 +86,14 @@ async def test_a_worker_that_comes_back_before_the_server_is_ready_is_not_turned
 
 
 async def test_a_worker_that_died_with_its_server_is_replaced_at_once(tmp_path: Path) -> None:
-    patient = IMPATIENT.model_copy(update={"lease_seconds": 600})
+    patient = PATIENT.model_copy(update={"lease_seconds": 600})
     async with training_house(tmp_path, train_on, patient) as house:
         job = await house.start()
         await house.seen(job, "step_completed")
 
         house.launcher.newest(job.id).die()
         await house.restart()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             over = await house.over(job)
 
         assert over.state is JobState.SUCCEEDED
@@ -95,7 +101,7 @@ async def test_a_worker_that_died_with_its_server_is_replaced_at_once(tmp_path: 
 
 
 async def test_a_worker_that_does_not_come_back_is_replaced(tmp_path: Path) -> None:
-    async with training_house(tmp_path, train_on) as house:
+    async with training_house(tmp_path, train_on, IMPATIENT) as house:
         house.launcher.sees_ends = False
         job = await house.start()
         await house.seen(job, "step_completed")
@@ -164,11 +170,11 @@ async def test_a_worker_that_does_not_end_while_draining_is_killed_and_continued
         await worker.train(range(1, 3))
         await asyncio.sleep(60)
 
-    async with training_house(tmp_path, ignore_once) as house:
+    async with training_house(tmp_path, ignore_once, IMPATIENT) as house:
         job = await house.start()
         await house.seen(job, "step_completed")
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await house.desk.drain()
 
         suspended = await house.desk.get(job.name)
@@ -180,13 +186,14 @@ async def test_a_worker_that_does_not_end_while_draining_is_killed_and_continued
 
 
 async def test_a_detached_worker_trains_on_without_a_server(tmp_path: Path) -> None:
-    settings = IMPATIENT.model_copy(update={"on_shutdown": "detach"})
-    async with training_house(tmp_path, train_a_little, settings) as house:
+    settings, goes_on = PATIENT.model_copy(update={"on_shutdown": "detach"}), asyncio.Event()
+    async with training_house(tmp_path, train_in_two_parts(goes_on), settings) as house:
         job = await house.start()
         await house.seen(job, "step_completed")
 
         await house.desk.drain()
         state = (await house.desk.get(job.name)).state
+        goes_on.set()
         await house.restart()
         events = await house.history(job)
 
@@ -215,13 +222,13 @@ async def test_a_job_that_was_being_cancelled_is_cancelled_by_the_next_server(tm
 
 
 async def test_a_suspended_job_that_waits_for_its_turn_can_be_cancelled(tmp_path: Path) -> None:
-    settings = IMPATIENT.model_copy(update={"max_running_jobs": 2})
+    settings = PATIENT.model_copy(update={"max_running_jobs": 2})
     async with training_house(tmp_path, train_on, settings) as house:
         jobs = [await house.start(), await house.start()]
         for job in jobs:
             await house.seen(job, "step_completed")
         await house.desk.drain()
-        house.settings = IMPATIENT
+        house.settings = PATIENT
         house.launcher.script = _never
         await house.restart()
         first, second = jobs
@@ -265,7 +272,7 @@ async def test_a_server_that_is_killed_at_any_transaction_loses_and_repeats_noth
     while True:
         dies_at += 1
         folder = tmp_path / str(dies_at)
-        async with training_house(folder) as house:
+        async with training_house(folder, settings=IMPATIENT) as house:  # some workers are never launched
             house.database.dies_at = house.database.num_writes + dies_at
             house.database.is_committed_at_death = is_committed
             try:
@@ -337,7 +344,7 @@ async def test_a_fault_of_ours_after_a_version_is_registered_does_not_take_it_fr
 
 
 async def _wait_for_death_or_end(house: TrainingHouse) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not house.database.is_dead:
             if (await house.desk.get(JobName("job"))).state.is_terminal:
                 return

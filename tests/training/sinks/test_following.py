@@ -12,14 +12,14 @@ from headrace_server.training.sinks.sink import Batch, Figures, Note, StateNote
 from headrace_server.training.states import JobState
 from tests.doubles.scripted_sink import ScriptedSink
 from tests.doubles.scripted_workers import ScriptedWorker
-from tests.doubles.training_house import IMPATIENT, TrainingHouse, training_house
+from tests.doubles.training_house import PATIENT, TrainingHouse, training_house
 from tests.doubles.until import until
 
 
 def settings(**changes: object) -> TrainingSettings:
     """Impatient ones, with one sink."""
     sink = SinkSettings.model_validate({"kind": "scripted", "period_seconds": 0, **changes})
-    return IMPATIENT.model_copy(update={"sinks": (sink,)})
+    return PATIENT.model_copy(update={"sinks": (sink,)})
 
 
 @pytest.fixture
@@ -73,6 +73,13 @@ def _is_step(entry: object) -> bool:
     return isinstance(entry, Figures) and "train/loss" in entry.values
 
 
+async def sequence_of_step(house: TrainingHouse, job: Job, step: int) -> int:
+    async for event in house.desk.follow(job.name, 0):
+        if event is not None and event.happening.kind == "step_completed" and event.happening.step == step:
+            return event.sequence
+    raise AssertionError(f"{job.id} ended before step {step}")
+
+
 async def test_a_sink_goes_on_after_a_restart_without_gaps_or_repeats(tmp_path: Path, sink: ScriptedSink) -> None:
     async def in_two_parts(worker: ScriptedWorker) -> None:
         await worker.train(range(1, 3))
@@ -83,7 +90,8 @@ async def test_a_sink_goes_on_after_a_restart_without_gaps_or_repeats(tmp_path: 
 
     async with training_house(tmp_path, in_two_parts, settings(), [sink.kind]) as house:
         job = await house.start()
-        await until(lambda: any(_is_step(entry) for entry in sink.entries(job.id)))
+        latest = await sequence_of_step(house, job, 2)
+        await until(lambda: metric(house, "headrace_sink_entries_total", outcome="sent") == latest)
 
         await house.restart()
         house.launcher.newest(job.id).stopped.set()

@@ -13,7 +13,7 @@ from headrace_server.settings import SinkSettings
 from headrace_server.training.sinks import tensorboard
 from headrace_server.training.sinks.sink import Batch, Figures, Note, Run, SinkUnavailable, StateNote
 from headrace_server.training.sinks.tensorboard import TENSORBOARD, TensorboardOptions, TensorboardSink
-from tests.doubles.training_house import IMPATIENT, training_house
+from tests.doubles.training_house import PATIENT, training_house
 from tests.doubles.until import until
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -51,7 +51,7 @@ def texts(found: EventAccumulator, tag: str) -> list[str]:
 async def test_a_job_can_be_seen_in_tensorboard(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     sink = SinkSettings.model_validate({"kind": "tensorboard", "period_seconds": 0, "options": {"folder": str(folder)}})
-    settings = IMPATIENT.model_copy(update={"sinks": (sink,)})
+    settings = PATIENT.model_copy(update={"sinks": (sink,)})
     async with training_house(tmp_path / "house", settings=settings, kinds=[TENSORBOARD]) as house:
         job = await house.over(await house.start())
         await until(lambda: _has_all(folder, job))
