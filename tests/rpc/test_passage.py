@@ -130,7 +130,7 @@ async def test_a_deadline_is_known_behind_the_door(passage: Passage) -> None:
 
     first, second = passage.service.remaining
     assert first is not None
-    assert 600 < first < 701
+    assert 600 < first < 720  # gRPC rounds up, twice
     assert second is None
 
 
