@@ -1,9 +1,12 @@
 """Jobs that rest and give way, with real workers: nothing of them stays, and they end as if uninterrupted."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
 from headrace.training.v1 import (
@@ -17,9 +20,20 @@ from tests.doubles.flowers import learn_flowers, upload_flowers
 from tests.doubles.server_process import Callers, end_processes_of, running
 from tests.doubles.until import until
 from tests.doubles.watcher import Watcher, is_now, is_step
+from tests.house.test_kill import trainer_of
 
 State = job_pb.TrainingJob.State
 EPOCHS = 120
+
+
+@contextmanager
+def held(trainer: psutil.Process) -> Iterator[None]:
+    """Hold a trainer still, so that it does not come to its end before it is asked to rest."""
+    trainer.suspend()
+    try:
+        yield
+    finally:
+        trainer.resume()
 
 
 async def result_of(callers: Callers, job: str) -> tuple[job_pb.TrainingJob, event_pb.EvaluationCompleted]:
@@ -46,7 +60,8 @@ async def test_a_paused_training_leaves_no_process_survives_a_kill_and_ends_as_i
             watching = asyncio.ensure_future(watcher.watch(callers))
             await watcher.saw(is_step)
 
-            answer = await callers.training.PauseTrainingJob(pb.PauseTrainingJobRequest(name=name))
+            with held(trainer_of(server.agents()[0])):
+                answer = await callers.training.PauseTrainingJob(pb.PauseTrainingJobRequest(name=name))
             await watcher.saw(is_now(State.STATE_PAUSED))
 
             assert answer.job.state == State.STATE_PAUSING
@@ -85,7 +100,7 @@ async def test_a_training_gives_way_to_one_of_higher_priority_and_both_end_well(
     data = tmp_path / "data"
     watcher = Watcher("meek")
     try:
-        async with running(data) as (_, callers):
+        async with running(data) as (server, callers):
             await upload_flowers(callers)
             meek = spec_pb.Resources(priority=-1, preemptible=True)
             await callers.training.StartTraining(learn_flowers("meek", epochs=EPOCHS, resources=meek))
@@ -93,7 +108,9 @@ async def test_a_training_gives_way_to_one_of_higher_priority_and_both_end_well(
             await watcher.saw(is_step)
 
             urgent = spec_pb.Resources(priority=1)
-            await callers.training.StartTraining(learn_flowers("urgent", epochs=1, resources=urgent))
+            with held(trainer_of(server.agents()[0])):
+                await callers.training.StartTraining(learn_flowers("urgent", epochs=1, resources=urgent))
+                await watcher.saw(is_now(State.STATE_PAUSING))
             urgent_job, _ = await result_of(callers, "urgent")
             assert await asyncio.wait_for(watching, 250) is grpc.StatusCode.OK
             meek_job, _ = await result_of(callers, "meek")
