@@ -244,6 +244,15 @@ def test_a_record_of_a_living_process_is_that_process(tmp_path: Path) -> None:
     assert recall(tmp_path / "a.pid") == psutil.Process()
 
 
+def test_a_process_that_has_ended_already_is_nobody(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", ""]) as process:
+        pass
+
+    record(tmp_path / "a.pid", process.pid)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_the_end_of_an_agent_is_told_with_what_ended_it(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

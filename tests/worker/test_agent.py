@@ -14,6 +14,7 @@ from headrace_server.training.assignment import PublishedExport
 from headrace_server.training.events import CheckpointSaved, LogLine, LogSource
 from headrace_server.training.session import Exported, Outcome, TrainerEnded
 from headrace_server.worker.memory_counters import MemoryCounters
+from headrace_server.worker.world import World
 from tests.doubles.agent_at_work import (
     FAILED,
     FINISHED,
@@ -25,6 +26,7 @@ from tests.doubles.agent_at_work import (
     working,
 )
 from tests.doubles.attempts import DATA, Attempt
+from tests.doubles.until import until
 from tests.doubles.worker_server import WorkerServer, serving
 
 pytestmark = pytest.mark.usefixtures("subreaper")
@@ -189,6 +191,23 @@ async def test_a_trainer_that_cannot_be_started_has_died_of_that(tmp_path: Path,
     assert server.ledger.end is not None
     assert server.ledger.end.outcome == Outcome.DIED
     assert "No such file" in server.ledger.end.last_lines[-1]
+
+
+async def test_a_trainer_that_ends_before_it_is_written_down_has_died_of_what_it_died_of(
+    tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = World.start
+
+    async def start_and_linger(*arguments: Any) -> World:
+        world = await start(*arguments)
+        await until(lambda: not psutil.pid_exists(world.pid))
+        return world
+
+    monkeypatch.setattr(World, "start", start_and_linger)
+
+    end, _ = await work(tmp_path, socket, [["print", "evidence"], ["exit", 7]])
+
+    assert (end.outcome, end.exit_code, end.last_lines) == (Outcome.DIED, 7, ("evidence",))
 
 
 async def test_what_a_dying_trainer_has_saved_is_published_before_its_end_is_told(tmp_path: Path, socket: Path) -> None:

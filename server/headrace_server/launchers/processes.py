@@ -31,9 +31,16 @@ POLL_SECONDS = 0.01
 
 
 def record(file: Path, pid: int) -> None:
-    """Write down which process `pid` is.  The file appears complete or not at all."""
+    """Write down which process `pid` is.  The file appears complete or not at all.
+
+    Nothing is written of one that has ended and was collected: nobody has to end it any more.
+    """
+    try:
+        born = _birth(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return
     draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json.dumps({"pid": pid, "born": _birth(pid)}), encoding="utf-8")
+    draft.write_text(json.dumps({"pid": pid, "born": born}), encoding="utf-8")
     draft.replace(file)
 
 
