@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from headrace.ending import Ending
 from headrace.inference.v1 import inference_service_pb2 as predict_pb
 from headrace.training.v1 import training_service_pb2 as pb
 from headrace_server import _native
@@ -33,6 +34,15 @@ async def refusal_of(call: Any) -> tuple[grpc.StatusCode, dict[str, Message]]:
         assert detail.Unpack(message)
         found[type(message).__name__] = message
     return caught.value.code(), found
+
+
+async def first_of(stream: Any) -> Any:
+    """The first answer, or why the server has refused what was still being sent."""
+    ending = Ending(stream)
+    try:
+        return await stream.read()
+    except grpc.aio.AioRpcError as error:
+        raise await ending.true_error(error) from None
 
 
 def info(reason: str, **metadata: str) -> error_details_pb2.ErrorInfo:
@@ -84,8 +94,8 @@ async def test_a_message_too_large_is_told_how_large_it_may_be(door: str) -> Non
         opened.engine.release()
         stream = opened.inference.PredictStream(iter([predict_pb.PredictStreamRequest(request=request)]), timeout=60)
         jobs = opened.training.ListTrainingJobs(pb.ListTrainingJobsRequest(page_token="t" * MOST), timeout=60)
-        for answer in (opened.inference.Predict(request, timeout=60), jobs, stream):
-            code, details = await refusal_of(answer if answer is not stream else stream.read())
+        for answer in (opened.inference.Predict(request, timeout=60), jobs, first_of(stream)):
+            code, details = await refusal_of(answer)
 
             assert code is grpc.StatusCode.INVALID_ARGUMENT
             assert details["ErrorInfo"] == info("TOO_LARGE", what="message", limit_bytes=str(MOST))

@@ -25,7 +25,7 @@ from tests.doubles.frames import dial, ending_of, headers, message
 from tests.doubles.plain_service import open_passage
 from tests.doubles.until import until
 from tests.native.plane.messages import infer_requests, predict_requests
-from tests.rpc.test_bounds import DOORS, info, refusal_of
+from tests.rpc.test_bounds import DOORS, first_of, info, refusal_of
 
 MIB = 1 << 20
 MOST = 2 << 20
@@ -105,7 +105,7 @@ async def test_a_message_that_becomes_too_large_is_refused_as_one_that_is(
         list_jobs: Any = channel.unary_unary(LIST_JOBS)
         converse: Any = channel.stream_stream(PREDICT_STREAM)
         stream = converse(iter([part]), timeout=60)
-        for call in (ask(request, timeout=60), list_jobs(jobs, timeout=60), stream.read()):
+        for call in (ask(request, timeout=60), list_jobs(jobs, timeout=60), first_of(stream)):
             code, details = await refusal_of(call)
 
             assert code is grpc.StatusCode.INVALID_ARGUMENT

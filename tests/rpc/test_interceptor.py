@@ -9,6 +9,7 @@ import pytest
 import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 
+from headrace.ending import Ending
 from headrace_server.errors import JobNotFound
 from headrace_server.rpc.interceptor import Context, Interceptor
 from headrace_server.telemetry.metrics import Metrics
@@ -74,13 +75,13 @@ class Bench:
             "StreamStream": self.channel.stream_stream,
         }[shape]
         call = make(path)(requests, metadata=metadata)  # type: ignore[operator]
-        if shape.endswith("Stream"):
-            answers = [answer async for answer in call]
-            answer = answers[0]
-        else:
-            answer = await call
+        ending = Ending(call)
+        try:
+            answers = [answer async for answer in call] if shape.endswith("Stream") else [await call]
+        except grpc.aio.AioRpcError as error:
+            raise await ending.true_error(error) from None
         trailing = {key: value for key, value in await call.trailing_metadata() if isinstance(value, str)}
-        return StringValue.FromString(answer).value, trailing
+        return StringValue.FromString(answers[0]).value, trailing
 
     def ended(self, shape: str, code: str) -> float | None:
         labels = {"method": f"test.Scripted/{shape}", "code": code}

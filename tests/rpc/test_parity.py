@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from headrace import ending
 from headrace_server import _native
 from headrace_server.rpc.reflection import ALPHA
 from headrace_server.rpc.server import HEALTH, PUBLIC_SERVICES
@@ -73,6 +74,8 @@ async def call(
     else:
         make = channel.unary_stream if method.server_streaming else channel.unary_unary
         call = make(path)(messages[0], **words)
+    own = ending.Ending(call)
+    failed: grpc.aio.AioRpcError | None = None
     answers: list[bytes] = []
     try:
         if method.server_streaming:
@@ -83,12 +86,19 @@ async def call(
                     break
         else:
             answers.append(await call)
-    except grpc.aio.AioRpcError:
-        pass
-    code = await call.code()
-    initial, trailing = (_read(found) for found in (await call.initial_metadata(), await call.trailing_metadata()))
+    except grpc.aio.AioRpcError as error:
+        failed = await own.true_error(error)
+    if failed is not None:
+        code, details, metadata = (
+            failed.code(),
+            failed.details(),
+            (failed.initial_metadata(), failed.trailing_metadata()),
+        )
+    else:
+        code, details = await call.code(), await call.details()
+        metadata = (await call.initial_metadata(), await call.trailing_metadata())
+    initial, trailing = map(_read, metadata)
     kind = message_factory.GetMessageClass(method.output_type)
-    details = await call.details()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not trailing:
         details = None  # what the caller's own clock ended is in the words of his own gRPC
     return Ending([_said(kind, answer) for answer in answers], code, details, initial, trailing)
