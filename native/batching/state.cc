@@ -9,7 +9,7 @@ namespace headrace::batching {
 namespace {
 
 // A batch is divided among lanes when that costs no more than this, as a factor,
-constexpr double kDividedCosts = 1.05;
+constexpr double kDividedCosts = 1.02;
 // and when a piece runs for so long: what is shorter is done before another lane is awake.
 constexpr double kLeastPieceSeconds = 0.0005;
 
