@@ -8,6 +8,10 @@
 
 namespace headrace::door {
 
+// What one stream may bring before somebody reads it.  Fixed: gRPC's own estimate grows on a fast connection to what all
+// streams together may hold, so a caller who writes and never reads would fill that.
+inline constexpr int kStreamWindowBytes = 4 << 20;
+
 // Files in PEM.  All empty: no TLS.  Certificates are read again when the files change.
 struct Tls {
   std::string certificate;

@@ -68,6 +68,10 @@ def options(max_message_bytes: int) -> Options:
         *_COMMON,
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        # What a stream may bring before somebody reads it.  Fixed: gRPC's own estimate grows without a bound on a fast
+        # connection, so a caller who writes and never reads would cost that much.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.max_frame_size", 1 << 20),
         ("grpc.http2.write_buffer_size", 1 << 20),
     )
