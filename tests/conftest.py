@@ -4,10 +4,16 @@ Tests that need a GPU are skipped, with the reason, where there is none.  Exampl
 they like: how long is a matter of what else the machine does.
 """
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from headrace_server import _native
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts this in the background has it ignore Ctrl-C, and whatever it starts, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "unhurried", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
