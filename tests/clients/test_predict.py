@@ -36,6 +36,14 @@ async def test_it_says_where_the_time_went_and_what_ran(client: Client) -> None:
     assert (prediction.provenance.backend, prediction.provenance.precision) == ("onnxruntime", "fp32")
 
 
+async def test_the_question_for_the_signature_may_take_as_long_as_the_answer(
+    client: Client, server: ScriptedServer
+) -> None:
+    await client.predict("digits", ROWS, timeout=3000)
+
+    assert 2000 < server.inference.status_seconds[0] <= 3000
+
+
 async def test_the_signature_is_asked_for_once(client: Client, server: ScriptedServer) -> None:
     for _ in range(3):
         await client.predict("digits", ROWS)

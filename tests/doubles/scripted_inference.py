@@ -26,6 +26,8 @@ class ScriptedInference(InferenceServiceServicer):
         ]
         self.refusals: list[Refusal] = []
         self.num_status_calls = 0
+        self.status_seconds: list[float] = []
+        """What the callers of each GetModelStatus would wait."""
         self.requests: list[pb.PredictRequest] = []
         self.cuts: list[int] = []
         """For each stream in turn, the number of answers after which it breaks; later ones hold."""
@@ -35,6 +37,7 @@ class ScriptedInference(InferenceServiceServicer):
 
     async def GetModelStatus(self, request: pb.GetModelStatusRequest, context: Any) -> pb.GetModelStatusResponse:
         self.num_status_calls += 1
+        self.status_seconds.append(context.time_remaining() or 0)
         if not request.model.startswith("models/digits"):
             message = f"{request.model!r} does not exist"
             await Refusal(grpc.StatusCode.NOT_FOUND, message, "MODEL_NOT_FOUND", {"name": request.model}).send(context)

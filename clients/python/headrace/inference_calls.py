@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TypeAlias
 
 from numpy.typing import ArrayLike
@@ -56,14 +56,19 @@ class InferenceCalls:
         """
         name = model_name(model)
         request = PredictRequest(model=name, output_names=output_names, priority=priority, content_format=_FORMAT)
-        signature = await self._signature_for(name)
+        until = None if timeout is None else monotonic() + timeout
+
+        def left() -> float | None:
+            return None if until is None else max(until - monotonic(), 0)
+
+        signature = await self._signature_for(name, left())
         try:
-            return await self._predict(request, inputs, signature, timeout)
+            return await self._predict(request, inputs, signature, left())
         except InvalidTensor:
-            fresh = await self._fresh_signature(name)
+            fresh = await self._fresh_signature(name, left())
             if fresh.inputs == signature.inputs:
                 raise
-            return await self._predict(request, inputs, fresh, timeout)
+            return await self._predict(request, inputs, fresh, left())
 
     async def predict_stream(
         self,
@@ -98,10 +103,10 @@ class InferenceCalls:
             async for answer in answers:
                 yield answer
 
-    async def model_status(self, model: str) -> GetModelStatusResponse:
+    async def model_status(self, model: str, *, timeout: float | None = None) -> GetModelStatusResponse:
         """Whether a model can answer, which version would, and what it accepts and returns."""
         request = GetModelStatusRequest(model=model_name(model))
-        return await self._wire.call_once(self._wire.inference.GetModelStatus, request)
+        return await self._wire.call_once(self._wire.inference.GetModelStatus, request, timeout)
 
     async def _predict(
         self, request: PredictRequest, inputs: Inputs, signature: ModelSignature, timeout: float | None
@@ -117,11 +122,11 @@ class InferenceCalls:
             self._signatures.pop(request.model, None)
         return read_prediction(response, signature, total_seconds)
 
-    async def _signature_for(self, name: str) -> ModelSignature:
-        return self._signatures.get(name) or await self._fresh_signature(name)
+    async def _signature_for(self, name: str, timeout: float | None = None) -> ModelSignature:
+        return self._signatures.get(name) or await self._fresh_signature(name, timeout)
 
-    async def _fresh_signature(self, name: str) -> ModelSignature:
-        status = await self.model_status(name)
+    async def _fresh_signature(self, name: str, timeout: float | None = None) -> ModelSignature:
+        status = await self.model_status(name, timeout=timeout)
         signature = ModelSignature(status.model_version, tuple(status.inputs), tuple(status.outputs))
         if len(self._signatures) >= MOST_SIGNATURES:
             self._signatures.pop(next(iter(self._signatures)))
